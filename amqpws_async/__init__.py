@@ -1,0 +1,220 @@
+"""AMQP 1.0 over WebSocket for asyncio.
+
+::
+
+    import amqpws_async as amqp
+
+    async with amqp.connect("wss://broker.example/path", token="...") as connection:
+        async with connection.session() as session:
+            async with session.sender("orders") as sender:
+                await sender.send(amqp.Message(b"one"))
+            async with session.receiver("orders") as receiver:
+                async for delivery in receiver:
+                    print(delivery.body)
+                    await delivery.accept()
+
+Three rules:
+
+* Everything belongs to one event loop; any number of its tasks may share a connection, session, sender or receiver.
+* Cancelling is always safe, and each method says what it means: before the transfer nothing was sent, after it the
+  delivery is in doubt.
+* An error names what stopped, who stopped it and why: see `errors`.
+
+The modules, in layer order:
+
+* `errors`: the exception tree, `ErrorCondition`, `StopReason`.
+* `codec`: AMQP types to bytes and back. `outcomes`: how a delivery ends. `message`: messages and their sections.
+* `terminus`: sources, targets, settle modes. `urls`, `options`: what can be chosen, every default explained.
+* `auth`: tokens for the upgrade, SASL for AMQP.
+* `handshake`, `transport`: bytes over a WebSocket.
+* `engine`: the sans-I/O driver of proton's engine.
+* `endpoint`, `link`: what connection, session and link share. `sender`, `receiver`, `session`.
+* `runner`: the one task of a connection. `connection`: `connect` and health.
+* `testing`: an embedded broker for your tests. `cli`: the ``amqpws`` command. Neither is imported by this package.
+"""
+
+from __future__ import annotations
+
+# auth
+from .auth import Anonymous, External, Plain, SaslMechanism, StaticToken, Token, TokenProvider
+
+# codec: explicit spellings of the AMQP types that Python lacks
+from .codec import (
+    UNDESCRIBED,
+    Array,
+    Described,
+    byte,
+    char,
+    decimal32,
+    decimal64,
+    decimal128,
+    float32,
+    int32,
+    short,
+    symbol,
+    timestamp,
+    ubyte,
+    uint,
+    ulong,
+    ushort,
+)
+
+# connection
+from .connection import Connection, Health, connect
+
+# endpoint
+from .endpoint import EndpointState, Opening
+
+# engine
+from .engine import RemoteAttach, RemoteOpen
+
+# errors
+from .errors import (
+    AMQPError,
+    AttachError,
+    AuthenticationError,
+    ConnectionClosed,
+    DecodeError,
+    DeliveryFailed,
+    DeliveryUnknown,
+    EncodeError,
+    EndpointClosed,
+    ErrorCondition,
+    HandshakeError,
+    LinkClosed,
+    LocalProtocolError,
+    MessageModified,
+    MessageRejected,
+    MessageReleased,
+    MessageTooLarge,
+    OpenError,
+    RedirectError,
+    RemoteProtocolError,
+    SessionClosed,
+    SettlementLost,
+    StopReason,
+    TokenError,
+)
+
+# link
+from .link import LinkHealth
+
+# message
+from .message import Data, Message, Sequence, Value
+
+# options
+from .options import ConnectionOptions, ReceiverOptions, SenderOptions, SessionOptions
+
+# outcomes
+from .outcomes import Accepted, Modified, NoOutcome, Outcome, Received, Rejected, Released
+
+# receiver
+from .receiver import Delivery, Receiver
+
+# sender
+from .sender import PendingDelivery, Sender, SendMany
+
+# session
+from .session import Session
+
+# terminus
+from .terminus import (
+    DistributionMode,
+    ExpiryPolicy,
+    ReceiverSettleMode,
+    SenderSettleMode,
+    Source,
+    Target,
+    TerminusDurability,
+    selector,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UNDESCRIBED",
+    "AMQPError",
+    "Accepted",
+    "Anonymous",
+    "Array",
+    "AttachError",
+    "AuthenticationError",
+    "Connection",
+    "ConnectionClosed",
+    "ConnectionOptions",
+    "Data",
+    "DecodeError",
+    "Delivery",
+    "DeliveryFailed",
+    "DeliveryUnknown",
+    "Described",
+    "DistributionMode",
+    "EncodeError",
+    "EndpointClosed",
+    "EndpointState",
+    "ErrorCondition",
+    "ExpiryPolicy",
+    "External",
+    "HandshakeError",
+    "Health",
+    "LinkClosed",
+    "LinkHealth",
+    "LocalProtocolError",
+    "Message",
+    "MessageModified",
+    "MessageRejected",
+    "MessageReleased",
+    "MessageTooLarge",
+    "Modified",
+    "NoOutcome",
+    "OpenError",
+    "Opening",
+    "Outcome",
+    "PendingDelivery",
+    "Plain",
+    "Received",
+    "Receiver",
+    "ReceiverOptions",
+    "ReceiverSettleMode",
+    "RedirectError",
+    "Rejected",
+    "Released",
+    "RemoteAttach",
+    "RemoteOpen",
+    "RemoteProtocolError",
+    "SaslMechanism",
+    "SendMany",
+    "Sender",
+    "SenderOptions",
+    "SenderSettleMode",
+    "Sequence",
+    "Session",
+    "SessionClosed",
+    "SessionOptions",
+    "SettlementLost",
+    "Source",
+    "StaticToken",
+    "StopReason",
+    "Target",
+    "TerminusDurability",
+    "Token",
+    "TokenError",
+    "TokenProvider",
+    "Value",
+    "byte",
+    "char",
+    "connect",
+    "decimal32",
+    "decimal64",
+    "decimal128",
+    "float32",
+    "int32",
+    "selector",
+    "short",
+    "symbol",
+    "timestamp",
+    "ubyte",
+    "uint",
+    "ulong",
+    "ushort",
+]

@@ -1,0 +1,289 @@
+"""Open, attach and disposition fields <-> proton's public objects; everything here runs once per endpoint, not per message.
+
+What proton 0.40 cannot carry is not imitated: link capabilities, default-outcome, the unsettled map of an attach,
+message-format, begin properties and batchable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import proton
+
+from ..codec import symbol
+from ..errors import ErrorCondition
+from ..outcomes import Modified, Outcome, Received, Rejected, Released
+from ..terminus import (
+    DistributionMode,
+    ExpiryPolicy,
+    ReceiverSettleMode,
+    SenderSettleMode,
+    Source,
+    Target,
+    TerminusDurability,
+)
+
+__all__ = ["AttachFields", "RemoteAttach"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachFields:
+    """The fields of our attach (specification 2.7.3)."""
+
+    source: Source | None
+    target: Target | None
+    snd_settle_mode: SenderSettleMode = SenderSettleMode.MIXED
+    rcv_settle_mode: ReceiverSettleMode = ReceiverSettleMode.FIRST
+    max_message_size: int = 0
+    properties: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteAttach:
+    """What the peer's attach said (specification 2.7.3).
+
+    Attributes:
+        source: Its source, or None for null.
+        target: Its target, or None for null.
+        snd_settle_mode: The sender settle mode it agreed to.
+        rcv_settle_mode: The receiver settle mode it agreed to.
+        max_message_size: The largest message it takes, in bytes; 0 for no limit.
+        properties: Its link properties.
+    """
+
+    source: Source | None
+    target: Target | None
+    snd_settle_mode: SenderSettleMode = SenderSettleMode.MIXED
+    rcv_settle_mode: ReceiverSettleMode = ReceiverSettleMode.FIRST
+    max_message_size: int = 0
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DURABILITY = {
+    TerminusDurability.NONE: proton.Terminus.NONDURABLE,
+    TerminusDurability.CONFIGURATION: proton.Terminus.CONFIGURATION,
+    TerminusDurability.UNSETTLED_STATE: proton.Terminus.DELIVERIES,
+}
+_EXPIRY = {
+    ExpiryPolicy.LINK_DETACH: proton.Terminus.EXPIRE_WITH_LINK,
+    ExpiryPolicy.SESSION_END: proton.Terminus.EXPIRE_WITH_SESSION,
+    ExpiryPolicy.CONNECTION_CLOSE: proton.Terminus.EXPIRE_WITH_CONNECTION,
+    ExpiryPolicy.NEVER: proton.Terminus.EXPIRE_NEVER,
+}
+_DISTRIBUTION = {
+    None: proton.Terminus.DIST_MODE_UNSPECIFIED,
+    DistributionMode.COPY: proton.Terminus.DIST_MODE_COPY,
+    DistributionMode.MOVE: proton.Terminus.DIST_MODE_MOVE,
+}
+_SND_MODES = {
+    SenderSettleMode.UNSETTLED: proton.Link.SND_UNSETTLED,
+    SenderSettleMode.SETTLED: proton.Link.SND_SETTLED,
+    SenderSettleMode.MIXED: proton.Link.SND_MIXED,
+}
+_RCV_MODES = {
+    ReceiverSettleMode.FIRST: proton.Link.RCV_FIRST,
+    ReceiverSettleMode.SECOND: proton.Link.RCV_SECOND,
+}
+
+
+def _inverse(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {value: key for key, value in mapping.items()}
+
+
+_DURABILITY_IN = _inverse(_DURABILITY)
+_EXPIRY_IN = _inverse(_EXPIRY)
+_DISTRIBUTION_IN = _inverse(_DISTRIBUTION)
+_SND_MODES_IN = _inverse(_SND_MODES)
+_RCV_MODES_IN = _inverse(_RCV_MODES)
+
+
+# --- open ----------------------------------------------------------------------------
+
+
+def put_connection(
+    connection: proton.Connection,
+    properties: Mapping[str, Any] | None,
+    offered: Sequence[str],
+    desired: Sequence[str],
+) -> None:
+    """Set the rarer fields of our open."""
+    if properties:
+        connection.properties = {symbol(key): value for key, value in properties.items()}
+    if offered:
+        connection.offered_capabilities = [symbol(name) for name in offered]
+    if desired:
+        connection.desired_capabilities = [symbol(name) for name in desired]
+
+
+def remote_open(connection: proton.Connection, transport: proton.Transport, make: Callable[..., Any]) -> Any:
+    """Read the peer's open."""
+    return make(
+        container_id=connection.remote_container or "",
+        hostname=connection.remote_hostname,
+        max_frame_size=transport.remote_max_frame_size,
+        channel_max=transport.remote_channel_max,
+        idle_timeout=float(transport.remote_idle_timeout or 0.0),
+        offered_capabilities=_names(_content(connection.remote_offered_capabilities)),
+        desired_capabilities=_names(_content(connection.remote_desired_capabilities)),
+        properties=_map(_content(connection.remote_properties)),
+    )
+
+
+# --- attach --------------------------------------------------------------------------
+
+
+def put_link(link: proton.Link, fields: AttachFields) -> None:
+    """Set the fields of our attach."""
+    link.snd_settle_mode = _SND_MODES[fields.snd_settle_mode]
+    link.rcv_settle_mode = _RCV_MODES[fields.rcv_settle_mode]
+    if fields.max_message_size:
+        link.max_message_size = fields.max_message_size
+    if fields.properties:
+        link.properties = {symbol(key): value for key, value in fields.properties.items()}
+    if fields.source is None:
+        link.source.type = proton.Terminus.UNSPECIFIED
+    else:
+        _put_source(link.source, fields.source)
+    if fields.target is None:
+        link.target.type = proton.Terminus.UNSPECIFIED
+    else:
+        _put_terminus(link.target, fields.target, proton.Terminus.TARGET)
+
+
+def remote_attach(link: proton.Link) -> RemoteAttach:
+    """Read the peer's attach."""
+    return RemoteAttach(
+        source=_source(link.remote_source),
+        target=_target(link.remote_target),
+        snd_settle_mode=_SND_MODES_IN[link.remote_snd_settle_mode],
+        rcv_settle_mode=_RCV_MODES_IN[link.remote_rcv_settle_mode],
+        max_message_size=link.remote_max_message_size,
+        properties=_map(_content(link.remote_properties)),
+    )
+
+
+def _put_terminus(terminus: proton.Terminus, value: Source | Target, kind: int) -> None:
+    terminus.type = kind
+    terminus.address = value.address  # type: ignore[assignment]
+    terminus.durability = _DURABILITY[value.durable]
+    terminus.expiry_policy = _EXPIRY[value.expiry_policy]
+    terminus.timeout = int(value.timeout)
+    terminus.dynamic = value.dynamic
+    if value.dynamic_node_properties:
+        _put(terminus.properties, {symbol(key): item for key, item in value.dynamic_node_properties.items()})
+    if value.capabilities:
+        _put(terminus.capabilities, _symbols(value.capabilities))
+
+
+def _put_source(terminus: proton.Terminus, source: Source) -> None:
+    _put_terminus(terminus, source, proton.Terminus.SOURCE)
+    terminus.distribution_mode = _DISTRIBUTION[source.distribution_mode]
+    if source.filter:
+        _put(terminus.filter, {symbol(key): item for key, item in source.filter.items()})
+    if source.outcomes:
+        _put(terminus.outcomes, _symbols(source.outcomes))
+
+
+def _source(terminus: proton.Terminus) -> Source | None:
+    if terminus.type == proton.Terminus.UNSPECIFIED:
+        return None
+    return Source(
+        **_terminus(terminus),
+        distribution_mode=_DISTRIBUTION_IN[terminus.distribution_mode],
+        filter=_map(_content(terminus.filter)) or None,
+        outcomes=_names(_content(terminus.outcomes)),
+    )
+
+
+def _target(terminus: proton.Terminus) -> Target | None:
+    return None if terminus.type == proton.Terminus.UNSPECIFIED else Target(**_terminus(terminus))
+
+
+def _terminus(terminus: proton.Terminus) -> dict[str, Any]:
+    return {
+        "address": terminus.address,
+        "durable": _DURABILITY_IN.get(terminus.durability, TerminusDurability.NONE),
+        "expiry_policy": _EXPIRY_IN[terminus.expiry_policy],
+        "timeout": float(terminus.timeout),
+        "dynamic": terminus.dynamic,
+        "dynamic_node_properties": _map(_content(terminus.properties)) or None,
+        "capabilities": _names(_content(terminus.capabilities)),
+    }
+
+
+# --- errors and states --------------------------------------------------------------
+
+
+def condition_out(error: ErrorCondition | None) -> proton.Condition | None:
+    """Our error as proton's condition."""
+    if error is None:
+        return None
+    info: Any = {symbol(key): value for key, value in error.info.items()} if error.info else None
+    return proton.Condition(error.condition, error.description, info)
+
+
+def condition_in(condition: proton.Condition | None) -> ErrorCondition | None:
+    """The peer's error."""
+    if condition is None:
+        return None
+    return ErrorCondition(condition.name, condition.description or None, _map(condition.info))
+
+
+def put_disposition(pointer: Any, outcome: Outcome | Received) -> None:
+    """Give a delivery its local state."""
+    delivery = proton.Delivery(pointer)
+    local: Any = delivery.local
+    state = proton.Delivery.ACCEPTED
+    match outcome:
+        case Released():
+            state = proton.Delivery.RELEASED
+        case Rejected(error):
+            state = proton.Delivery.REJECTED
+            local.condition = condition_out(error)
+        case Modified(failed, undeliverable, annotations):
+            state = proton.Delivery.MODIFIED
+            local.failed = failed
+            local.undeliverable = undeliverable
+            local.annotations = {symbol(key): value for key, value in annotations.items()} if annotations else None
+        case Received(number, offset):
+            state = proton.Delivery.RECEIVED
+            local.section_number = number
+            local.section_offset = offset
+    delivery.update(state)
+
+
+# --- data --------------------------------------------------------------------------------
+
+
+def _put(data: proton.Data, value: object) -> None:
+    data.clear()
+    data.put_object(value)
+
+
+def _symbols(names: Iterable[str]) -> proton.Array:
+    undescribed: Any = proton.UNDESCRIBED
+    return proton.Array(undescribed, proton.Data.SYMBOL, *(symbol(name) for name in names))
+
+
+def _content(data: Any) -> Any:
+    """The value held by a `proton.Data`, whose cursor may be anywhere; other values as they are."""
+    if isinstance(data, proton.Data):
+        data.rewind()
+        return data.get_object() if data.next() else None
+    return data
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Symbols that travel as one symbol, an array or a list."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (str(value),)
+    elements = getattr(value, "elements", value)
+    return tuple(str(name) for name in elements) if isinstance(elements, Sequence) else ()
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}

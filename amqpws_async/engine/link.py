@@ -1,0 +1,370 @@
+"""The ends of a link in the engine, and the path that every message takes.
+
+Functions of the binding are bound as default arguments where they run once per message: a look-up in `lib` costs a quarter
+of the call.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import proton
+from cproton_ffi import ffi, lib
+
+from ..errors import ErrorCondition
+from ..outcomes import Modified, NoOutcome, Outcome, Received, Rejected
+from . import attach
+from .attach import AttachFields, RemoteAttach
+
+if TYPE_CHECKING:
+    from .handlers import LinkHandler, OutgoingDelivery, ReceiverHandler, SenderHandler
+    from .session import EngineSession
+
+__all__ = ["EngineReceiver", "EngineSender"]
+
+SCRATCH_SIZE: Final = 65536  # one read of a delivery; larger ones take several
+
+_ACCEPTED = lib.PN_ACCEPTED
+
+
+class _EngineLink:
+    """What sending and receiving links share.
+
+    Attributes:
+        credit: Messages that may still go over the link, as each end counts them.
+        detaching: Whether our detach is queued.
+        released: Whether proton's link is freed; nothing may touch it then.
+        remote: What the peer's attach said.
+    """
+
+    __slots__ = ("_handler", "_public", "credit", "detaching", "engine", "name", "pointer", "released", "remote", "session")
+
+    def __init__(self, session: EngineSession, public: proton.Link, handler: LinkHandler | None) -> None:
+        self.session = session
+        self.engine = session.engine
+        self.credit = 0
+        self.detaching = False
+        self.released = False
+        self.remote: RemoteAttach | None = None
+        self.handler = handler
+        self._public = public
+        self.name: str = public.name
+        self.pointer = public._impl
+        self.engine._links[self.pointer] = self  # type: ignore[assignment]
+
+    @property
+    def handler(self) -> Any:
+        """Who hears about this link, if it is still there: a `SenderHandler` or a `ReceiverHandler`."""
+        return self._handler()
+
+    @handler.setter
+    def handler(self, handler: Any) -> None:
+        self._handler: Callable[[], Any] = weakref.ref(handler) if handler is not None else nobody
+
+    def attach(self, fields: AttachFields) -> None:
+        """Queue our attach, the first or the answer to the peer's."""
+        attach.put_link(self._public, fields)
+        self._public.open()
+
+    def detach(self, error: ErrorCondition | None = None, *, closed: bool = True) -> None:
+        """Queue our detach, once; the link is freed when the peer's is here as well."""
+        if self.released or self.detaching:
+            return
+        self.detaching = True
+        self.credit = 0
+        public = self._public
+        if public.state & proton.Endpoint.LOCAL_UNINIT:
+            public.open()  # the answer to an attach that is refused: attach, then detach
+        public.condition = attach.condition_out(error)
+        if closed:
+            public.close()
+        else:
+            public.detach()
+
+    def _read_remote(self) -> None:
+        self.remote = attach.remote_attach(self._public)
+
+    def _on_remote_attach(self) -> None:
+        self._read_remote()
+        handler = self.handler
+        if handler is not None:
+            handler._on_attached(self.remote)
+
+    def _on_remote_detach(self, *, closed: bool) -> None:
+        error = attach.condition_in(self._public.remote_condition)
+        handler = self.handler
+        if handler is not None:
+            handler._on_detached(error, closed=closed)
+        self.detach(closed=closed)
+        self._release()
+
+    def _release(self) -> None:
+        if not self.released:
+            self.released = True
+            self.engine._links.pop(self.pointer, None)
+            self._forget()
+            self._public.free()
+
+    def _forget(self) -> None:
+        """Drop our tables' pointers into the link before it is freed."""
+
+
+class EngineSender(_EngineLink):
+    """The sending end of a link.
+
+    Its credit is what the peer allows now, less the transfers already made.
+    """
+
+    __slots__ = ("_tag", "_tag_number", "_tag_value")
+
+    def __init__(self, session: EngineSession, public: proton.Link, handler: SenderHandler | None = None) -> None:
+        super().__init__(session, public, handler)
+        self._tag_number = ffi.new("uint32_t[1]")
+        self._tag = ffi.new("pn_bytes_t*")
+        self._tag.size = 4
+        self._tag.start = ffi.cast("const char*", self._tag_number)
+        self._tag_value = self._tag[0]
+
+    def transfer(
+        self,
+        data: bytes,
+        delivery: OutgoingDelivery | None,
+        tag: bytes | None = None,
+        new: Any = lib.pn_delivery,
+        send: Any = lib.pn_link_send,
+        advance: Any = lib.pn_link_advance,
+    ) -> None:
+        """Queue one message, within the credit that `credit` shows.
+
+        Args:
+            data: The encoded message.
+            delivery: Gets the outcome; None for a pre-settled transfer.
+            tag: The delivery tag, 1 to 32 bytes, or None for a counter.
+        """
+        link = self.pointer
+        if tag is None:
+            number = self._tag_number
+            number[0] = (number[0] + 1) & 0xFFFFFFFF
+            pointer = new(link, self._tag_value)
+        else:
+            pointer = new(link, _bytes_value(tag))
+        send(link, data, len(data))
+        advance(link)
+        self.credit -= 1
+        if delivery is None:
+            lib.pn_delivery_settle(pointer)
+        else:
+            self.engine._outgoing[pointer] = delivery
+
+    def drained(self) -> None:
+        """Answer a drain: give back the credit that is left."""
+        if not self.released and lib.pn_link_drained(self.pointer):
+            self.credit = 0
+
+    def _on_flow(self) -> None:
+        link = self.pointer
+        if self.detaching:
+            return
+        self.credit = credit = lib.pn_link_credit(link)
+        handler = self._handler()
+        if handler is not None:
+            handler._on_credit(credit, drain=bool(lib.pn_link_get_drain(link)))
+
+    def _on_delivery(self, pointer: Any) -> None:
+        if lib.pn_delivery_updated(pointer) and lib.pn_link_is_sender(lib.pn_delivery_link(pointer)):
+            # A late disposition for a delivery whose outcome nobody waits for any more.
+            lib.pn_delivery_settle(pointer)
+            return
+        self.engine._fail("amqp:not-allowed", f"transfer on link {self.name!r}, whose sender we are")
+
+    def _forget(self) -> None:
+        self.engine.take_outgoing(self)
+
+
+class EngineReceiver(_EngineLink):
+    """The receiving end of a link.
+
+    Its credit is what was granted and not yet used by a delivery that began to arrive.
+
+    Attributes:
+        max_message_size: Deliveries over this many bytes end the link; 0 for no limit.
+    """
+
+    __slots__ = ("_arriving", "_parts", "_settling", "_size", "max_message_size")
+
+    def __init__(self, session: EngineSession, public: proton.Link, handler: ReceiverHandler | None = None) -> None:
+        super().__init__(session, public, handler)
+        self.max_message_size = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._arriving = False
+        self._settling: dict[Any, Callable[[], None] | None] = {}
+
+    def flow(self, credit: int) -> None:
+        """Grant `credit` more; ends a drain."""
+        if not self.detaching and not self.released:
+            self.credit += credit
+            lib.pn_link_flow(self.pointer, credit)
+
+    def drain(self) -> None:
+        """Ask the peer to use its credit now or give it back; `ReceiverHandler._on_drained` tells when."""
+        if not self.detaching and not self.released:
+            lib.pn_link_drain(self.pointer, 0)
+
+    @property
+    def draining(self) -> bool:
+        """Whether a drain is not answered yet."""
+        return not self.released and bool(lib.pn_link_draining(self.pointer))
+
+    def accept(
+        self, pointer: Any, update: Any = lib.pn_delivery_update, settle: Any = lib.pn_delivery_settle
+    ) -> None:
+        """Settle a delivery as accepted (receiver settle mode first)."""
+        update(pointer, _ACCEPTED)
+        settle(pointer)
+
+    def settle(self, pointer: Any, outcome: Outcome | Received | None, on_settled: Callable[[], None] | None) -> None:
+        """Give a delivery its state.
+
+        Args:
+            pointer: The delivery.
+            outcome: Its state; None changes nothing but the settlement.
+            on_settled: None settles now. Otherwise the delivery stays unsettled until the peer settles it (receiver
+                settle mode second), and this is called then.
+        """
+        if outcome is not None:
+            attach.put_disposition(pointer, outcome)
+        if isinstance(outcome, Received):
+            return
+        if on_settled is None or lib.pn_delivery_settled(pointer):
+            lib.pn_delivery_settle(pointer)
+            if on_settled is not None:
+                on_settled()
+        else:
+            self._settling[pointer] = on_settled
+
+    def settled_by_peer(self, pointer: Any) -> bool:
+        """Whether the peer has settled the delivery already."""
+        return bool(lib.pn_delivery_settled(pointer))
+
+    def tag(self, pointer: Any) -> bytes:
+        """The delivery tag of an unsettled delivery."""
+        tag = lib.pn_delivery_tag(pointer)
+        return bytes(ffi.unpack(tag.start, tag.size)) if tag.size else b""
+
+    def _on_flow(self) -> None:
+        self.credit -= lib.pn_link_drained(self.pointer)
+        handler = self._handler()
+        if handler is not None and not lib.pn_link_draining(self.pointer):
+            handler._on_drained()
+
+    def _on_delivery(
+        self,
+        pointer: Any,
+        readable: Any = lib.pn_delivery_readable,
+        partial: Any = lib.pn_delivery_partial,
+        receive: Any = lib.pn_link_recv,
+        advance: Any = lib.pn_link_advance,
+        settled_by_peer: Any = lib.pn_delivery_settled,
+        unpack: Any = ffi.unpack,
+    ) -> None:
+        if not readable(pointer):
+            self._on_disposition(pointer)
+            return
+        handler = self._handler()
+        if handler is None:
+            return
+        if not self._arriving:
+            self.credit -= 1
+            if self.credit < 0:
+                self._refuse("amqp:link:transfer-limit-exceeded", "the peer sent more deliveries than it had credit for")
+                return
+        link, scratch = self.pointer, self.engine._scratch
+        size = receive(link, scratch, SCRATCH_SIZE)
+        raw = unpack(scratch, size) if size > 0 else b""
+        unfinished = partial(pointer)
+        if unfinished or size == SCRATCH_SIZE or self._arriving:
+            parts = self._parts
+            total = self._size + len(raw)
+            if raw:
+                parts.append(raw)
+            while size == SCRATCH_SIZE:
+                size = receive(link, scratch, SCRATCH_SIZE)
+                if size > 0:
+                    parts.append(unpack(scratch, size))
+                    total += size
+            self._size = total
+            if self.max_message_size and total > self.max_message_size:
+                self._refuse(
+                    "amqp:link:message-size-exceeded",
+                    f"delivery of more than {self.max_message_size} bytes, which was announced as max-message-size",
+                )
+                return
+            if unfinished:
+                self._arriving = True
+                return
+            raw = b"".join(parts)
+            self._parts = []
+            self._size = 0
+            self._arriving = False
+        elif self.max_message_size and size > self.max_message_size:
+            self._refuse(
+                "amqp:link:message-size-exceeded",
+                f"delivery of {size} bytes, over the max-message-size of {self.max_message_size}",
+            )
+            return
+        settled = settled_by_peer(pointer)
+        if settled and lib.pn_delivery_aborted(pointer):
+            lib.pn_delivery_settle(pointer)
+            handler._on_aborted()
+            return
+        advance(link)
+        handler._on_delivery(pointer, raw, settled)
+        if settled:
+            lib.pn_delivery_settle(pointer)
+
+    def _on_disposition(self, pointer: Any) -> None:
+        """The peer settled a delivery of ours that is complete."""
+        if lib.pn_delivery_settled(pointer) and pointer in self._settling:
+            on_settled = self._settling.pop(pointer)
+            lib.pn_delivery_settle(pointer)
+            if on_settled is not None:
+                on_settled()
+
+    def _refuse(self, condition: str, description: str) -> None:
+        """Detach with an error, and drop what is arriving."""
+        self._parts = []
+        if not self.detaching:
+            error = ErrorCondition(condition, description)
+            handler = self.handler
+            self.detach(error)
+            if handler is not None:
+                handler._on_refused(error)
+
+    def _forget(self) -> None:
+        self._settling.clear()
+        self._parts = []
+
+
+def rare_outcome(pointer: Any) -> Outcome | None:
+    """The outcome of an outgoing delivery in its rarer forms, or None while there is none."""
+    state = lib.pn_delivery_remote_state(pointer)
+    if state == lib.PN_REJECTED:
+        return Rejected(attach.condition_in(proton.Delivery(pointer).remote.condition))
+    if state == lib.PN_MODIFIED:
+        remote = proton.Delivery(pointer).remote
+        return Modified(remote.failed, remote.undeliverable, remote.annotations or None)
+    return NoOutcome() if lib.pn_delivery_settled(pointer) else None
+
+
+def nobody() -> None:
+    """The weak reference to no handler."""
+
+
+def _bytes_value(data: bytes) -> Any:
+    value = ffi.new("pn_bytes_t*")
+    value.size = len(data)
+    value.start = ffi.cast("const char*", ffi.from_buffer(data))
+    return value[0]

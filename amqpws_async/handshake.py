@@ -1,0 +1,200 @@
+"""What is said about an upgrade: errors that tell what to do, and logs, neither with a secret in it."""
+
+from __future__ import annotations
+
+import http
+import logging
+import socket
+import ssl as tls
+import urllib.parse
+from typing import Any, Final
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidProxyStatus, ProxyError
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+
+from .errors import HandshakeError
+from .options import ConnectionOptions
+
+__all__ = ["MaskingLogger", "Secrets", "handshake_error", "network_text", "proxy_text", "refused", "unfit"]
+
+_MAX_BODY: Final = 4096
+_SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+
+
+class Secrets:
+    """What must not be seen: by name where it stands in a header, by value everywhere else."""
+
+    def __init__(self, token: str | None, options: ConnectionOptions) -> None:
+        self.names = _SECRET_HEADERS | {name.lower() for name in options.headers}
+        self.authorized = token is not None or any(name.lower() == "authorization" for name in options.headers)
+        values = [token or "", urllib.parse.urlsplit(options.url).query, *options.headers.values()]
+        values += [part for value in options.headers.values() for part in value.split()]
+        # Longest first, so that no part of one is left over; shorter ones are words rather than secrets.
+        self._values = sorted({value for value in values if len(value) >= 6}, key=len, reverse=True)
+
+    def mask(self, text: str) -> str:
+        """Replace every secret value in `text`."""
+        for value in self._values:
+            text = text.replace(value, "***")
+        return text
+
+
+class MaskingLogger(logging.LoggerAdapter[logging.Logger]):
+    """What websockets logs with: headers, queries and payloads (SASL is in them) never reach a record."""
+
+    def __init__(self, logger: logging.Logger, secrets: Secrets) -> None:
+        super().__init__(logger, {})
+        self._secrets = secrets
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log with secrets masked and payloads left out."""
+        if not self.isEnabledFor(level):
+            return
+        shown: tuple[object, ...] = tuple(map(_shown, args))
+        match (str(msg), args):
+            case ("> GET %s HTTP/1.1", (str(path),)):
+                shown = (path.partition("?")[0],)
+            case ("> %s: %s" | "< %s: %s", (str(name), str())) if name.lower() in self._secrets.names:
+                shown = (name, "***")
+            case ("> %s: %s" | "< %s: %s", (str(name), str(value))) if name.lower() == "location":
+                shown = (name, value.partition("?")[0].rpartition("@")[2])
+        text = str(msg) % shown if shown else str(msg)
+        # websockets adds the connection itself as `extra`, request headers and all: a handler could print those.
+        self.logger.log(level, "%s", self._secrets.mask(text), exc_info=kwargs.get("exc_info"))
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, Frame) and value.opcode is not Opcode.CLOSE:
+        return f"{value.opcode.name} [{len(value.data)} bytes{'' if value.fin else ', continued'}]"
+    return value
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+def refused(options: ConnectionOptions, response: Response, secrets: Secrets) -> HandshakeError:
+    """The error for an HTTP status other than 101."""
+    status = response.status_code
+    try:
+        phrase = f" ({http.HTTPStatus(status).phrase})"
+    except ValueError:
+        phrase = ""
+    text = f"{options.origin}: the upgrade was answered with HTTP status {status}{phrase}: {_advice(status, secrets)}"
+    challenge = ", ".join(response.headers.get_all("WWW-Authenticate"))
+    if challenge:
+        text += f"; the server says {secrets.mask(challenge)[:300]!r}"
+    return handshake_error(text, response, secrets)
+
+
+def _advice(status: int, secrets: Secrets) -> str:
+    match status:
+        case 401 if secrets.authorized:
+            return (
+                "the token or Authorization header was not accepted: has it expired, and does it come from the token "
+                "endpoint, and with the scope, that this broker trusts?"
+            )
+        case 401:
+            return "it wants to know who you are: pass token= (or headers={'Authorization': ...})"
+        case 403:
+            return "you are known, and may not connect: check roles, scopes, and the broker's list of allowed addresses"
+        case 404:
+            return (
+                "wrong path? Usual ones are /protocols/amqp10ws (SAP Event Mesh), /$servicebus/websocket (Azure "
+                "Service Bus, Event Hubs), /$iothub/websocket (IoT Hub), /ws (RabbitMQ) and / (Artemis, Broker-J)"
+            )
+        case 407:
+            return "a proxy on the way wants credentials: proxy='http://user:password@host:port'"
+        case 429:
+            return "too many connections or attempts: wait before the next"
+        case _ if status < 300:
+            return "an ordinary web page lives here, no WebSocket: check host, port and path"
+        case _ if status < 400:
+            return "a redirect that leads nowhere"
+        case _ if status >= 500:
+            return "the broker, or a gateway before it, is in trouble: try again later"
+    return "the server does not take this request for a WebSocket upgrade: check host, port and path"
+
+
+def unfit(
+    options: ConnectionOptions, error: InvalidHandshake, response: Response | None, secrets: Secrets
+) -> HandshakeError:
+    """The error for an answer that is no valid upgrade, or no HTTP at all."""
+    selected = response.headers.get_all("Sec-WebSocket-Protocol") if response is not None else []
+    if response is not None and "subprotocol" in str(error):
+        return handshake_error(
+            f"{options.origin}: the server selected the subprotocol {', '.join(selected)!r}, we offered "
+            f"{', '.join(options.subprotocols) or 'none'}: offer it by subprotocols= if it is AMQP by another name",
+            response,
+            secrets,
+        )
+    if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
+        text = "the server ended the connection before it had answered the upgrade"
+    elif isinstance(error, InvalidMessage):
+        problem = _brief(error.__cause__, secrets)
+        text = f"the server's answer to the upgrade is no HTTP ({problem}): check host and port"
+    else:
+        text = f"the server's answer to the upgrade is not valid: {_brief(error, secrets)}"
+    if response is None:
+        return HandshakeError(f"{options.origin}: {text}")
+    return handshake_error(f"{options.origin}: {text}", response, secrets)
+
+
+def handshake_error(text: str, response: Response, secrets: Secrets) -> HandshakeError:
+    """An error with what the server answered: a server may echo our headers, so that is masked too."""
+    headers = Headers()  # looks names up in any case
+    for name in dict.fromkeys(name.lower() for name in response.headers):
+        headers[name] = secrets.mask(", ".join(response.headers.get_all(name)))
+    body = bytes(response.body)[:_MAX_BODY].decode("utf-8", "surrogateescape")
+    return HandshakeError(
+        text,
+        status=response.status_code,
+        headers=headers,
+        body=secrets.mask(body).encode("utf-8", "surrogateescape"),
+        subprotocol=headers.get("Sec-WebSocket-Protocol"),
+    )
+
+
+def network_text(options: ConnectionOptions, error: OSError) -> str:
+    """What failed below HTTP, DNS, TCP or TLS, and what to do."""
+    where = options.origin
+    peer = "the server"
+    if options.proxy_url is not None:
+        proxy = urllib.parse.urlsplit(options.proxy_url)
+        where += f" through the proxy {proxy.scheme}://{proxy.hostname}:{proxy.port}"
+        peer = "the proxy"
+    if isinstance(error, tls.SSLCertVerificationError):
+        if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+            return f"{where}: the certificate is for another host: {error.verify_message}"
+        return (
+            f"{where}: the server's certificate is not trusted: {error.verify_message}; "
+            "if its CA is your own, pass the CA's PEM file: ssl='ca.pem'"
+        )
+    if isinstance(error, tls.SSLError):
+        if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+            return f"{where}: the server does not speak TLS at this port: is it ws://, or another port?"
+        return f"{where}: TLS failed: {error}"
+    if isinstance(error, socket.gaierror):
+        return f"{where}: the host name of {peer} cannot be resolved: {error.strerror}"
+    if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
+        return f"{where}: nothing listens there: {peer} refused the TCP connection or cannot be reached"
+    if isinstance(error, TimeoutError):
+        return f"{where}: {peer} did not answer the TCP connection in the time the operating system gives it"
+    return f"{where}: the network failed: {error.strerror or error or type(error).__name__}"
+
+
+def proxy_text(options: ConnectionOptions, error: ProxyError) -> str:
+    """What the proxy said to our CONNECT."""
+    proxy = urllib.parse.urlsplit(options.proxy_url or "")
+    where = f"{options.origin} through the proxy {proxy.scheme}://{proxy.hostname}:{proxy.port}"
+    if isinstance(error, InvalidProxyStatus):
+        status = error.response.status_code
+        advice = "it wants (other) credentials" if status == 407 else "it does not let us through to that host and port"
+        return f"{where}: the proxy answered with HTTP status {status}: {advice}"
+    return f"{where}: the proxy did not open a tunnel: {error}"
+
+
+def _brief(error: BaseException | None, secrets: Secrets) -> str:
+    """An error as a short text: parts of it may be the peer's."""
+    return secrets.mask(str(error))[:200] or type(error).__name__

@@ -1,0 +1,281 @@
+"""The one task of a connection, where engine and transport meet: reader, writer, idle timer, stop reason.
+
+The reader never waits for the writer, and neither ever waits for a user: link credit is the only valve inwards, the
+account of unsent bytes the only one outwards. The writer takes everything that is pending and sends it in WebSocket
+messages of bounded size; what comes together during one send is the next batch, so batching needs no timer.
+
+The runner does not know the user's objects beyond the weak handlers of the engine. A `Connection` that its user
+dropped can therefore be collected, and warns, while this task still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from .endpoint import Waiters
+from .engine import Engine, EngineSession, RemoteOpen
+from .errors import ConnectionClosed, ErrorCondition, RemoteProtocolError, StopReason
+
+if TYPE_CHECKING:
+    from .options import ConnectionOptions
+    from .transport import ByteTransport
+
+__all__ = ["Runner"]
+
+logger = logging.getLogger(__name__)
+
+IDLE_EXPIRED = "local-idle-timeout expired"  # proton's words in the condition it makes for a silent peer
+
+CLOCK_STEP = 0.001  # seconds: proton counts in whole milliseconds, so a timer is armed one later
+
+
+class Handed(Protocol):
+    """A pre-settled delivery: done once the transport has it."""
+
+    def _on_handed(self) -> None: ...
+    def _fail(self, stop: StopReason) -> None: ...
+
+
+class Owner(Protocol):
+    """The user's connection object."""
+
+    def _on_opened(self, remote: RemoteOpen) -> None: ...
+    def _fail(self, stop: StopReason) -> None: ...
+
+
+class Runner:
+    """Drives one engine over one transport.
+
+    Attributes:
+        engine: The engine.
+        unsent: Bytes of messages handed to the engine and not yet to the transport, counted by the senders.
+        room: Senders waiting for `unsent` to fall.
+        stop: Why the connection stopped; written once, by `fail`.
+        closing: Whether we have asked for the close.
+        owner: Weak reference to the connection's user object.
+        last_received: Loop time of the last incoming bytes.
+    """
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        transport: ByteTransport,
+        trace: Callable[[str], None] | None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.options = options
+        self.transport = transport
+        self.engine = Engine(
+            self,
+            container_id=options.container_id,
+            hostname=options.hostname,
+            max_frame_size=options.max_frame_size,
+            channel_max=options.channel_max,
+            idle_timeout=options.idle_timeout or 0.0,
+            sasl=options.sasl,
+            properties=options.properties,
+            offered_capabilities=options.offered_capabilities,
+            desired_capabilities=options.desired_capabilities,
+            trace=trace,
+        )
+        self.unsent = 0
+        self.high_water = options.send_buffer_bytes
+        self.room = Waiters(self.loop)
+        self.stop: StopReason | None = None
+        self.last_received = self.loop.time()
+        self.owner: Callable[[], Owner | None] = _nobody
+        self.closing = False
+        self._handed: list[Handed] = []
+        self._dirty = False
+        self._ending = False
+        self._writer_waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Queue our open and start the task."""
+        self.engine.open()
+        self._dirty = True
+        self._task = self.loop.create_task(self._run(), name=f"amqpws_async {self.options.container_id}")
+
+    async def finished(self) -> None:
+        """Wait for the task's end; cancelling stops the waiting alone."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def abort(self, stop: StopReason) -> None:
+        """Stop now: fail everybody and drop the network connection."""
+        self.fail(stop)
+        self.transport.abort()
+
+    # --- for the endpoints ------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Say that the engine has something to write."""
+        if not self._dirty:
+            self._dirty = True
+            waiter = self._writer_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def transferred(self, size: int) -> None:
+        """Account for a message handed to the engine."""
+        self.unsent += size
+        if not self._dirty:
+            self.wake()
+
+    def hand(self, delivery: Handed) -> None:
+        """Tell `delivery` when everything queued so far has been handed to the transport."""
+        self._handed.append(delivery)
+
+    def fail(self, stop: StopReason) -> None:
+        """Record why the connection stopped and fail everybody on it; only the first reason counts."""
+        if self.stop is not None:
+            return
+        self.stop = stop
+        if stop.initiator != "local":
+            logger.info("! %s: %s", self.options.container_id, stop)
+        for delivery in self.engine.take_outgoing():
+            delivery._fail(stop)
+        handed, self._handed = self._handed, []
+        for waiting in handed:
+            waiting._fail(stop)
+        for handler in self.engine.handlers():
+            handler._fail(stop)
+        self.room.wake_all()
+        owner = self.owner()
+        if owner is not None:
+            owner._fail(stop)
+
+    # --- the engine's connection handler ---------------------------------------------------
+
+    def _on_opened(self, remote: RemoteOpen) -> None:
+        owner = self.owner()
+        if owner is not None:
+            owner._on_opened(remote)
+
+    def _on_closed(self, error: ErrorCondition | None) -> None:
+        self._ending = True
+        if error is None:
+            self.fail(StopReason("connection", "local" if self.closing else "remote"))
+        else:
+            self.fail(StopReason("connection", "remote", error.condition, error.description, error.info))
+
+    def _on_failed(self, error: ErrorCondition) -> None:
+        self._ending = True
+        if error.description == IDLE_EXPIRED:
+            seconds = self.options.idle_timeout
+            description = f"the peer was silent for {seconds:g} s (idle_timeout)"
+            self.fail(StopReason("connection", "transport", error.condition, description))
+        else:
+            self.fail(
+                StopReason(
+                    "connection",
+                    "transport",
+                    error.condition,
+                    error.description,
+                    error.info,
+                    RemoteProtocolError(str(error)),
+                )
+            )
+
+    def _on_session(self, session: EngineSession) -> None:
+        """The peer began a session: nothing here serves one."""
+        session.begin()
+        session.end(ErrorCondition("amqp:not-allowed", "this container takes no incoming sessions"))
+
+    # --- the task -------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Read and write until the connection ends; turns whatever happened into one stop reason."""
+        try:
+            self.fail(await self._serve())
+            await self.transport.close()
+        except asyncio.CancelledError:
+            self.fail(StopReason("connection", "local", description="the event loop is shutting down"))
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self.transport.abort()
+            self.engine.free()
+
+    async def _serve(self) -> StopReason:
+        stop = StopReason("connection", "local")
+        try:
+            async with asyncio.TaskGroup() as group:
+                reader = group.create_task(self._read())
+                group.create_task(self._write(reader))
+        except* ConnectionClosed as closed:
+            stop = closed.exceptions[0].stop  # type: ignore[union-attr]
+        except* Exception as failed:
+            cause = failed.exceptions[0]
+            if not isinstance(cause, RemoteProtocolError):
+                logger.error("! %s: the connection failed", self.options.container_id, exc_info=cause)
+            stop = StopReason("connection", "transport", description=str(cause) or type(cause).__name__, cause=cause)
+        return stop
+
+    async def _read(self) -> None:
+        receive, feed, clock = self.transport.receive, self.engine.receive_data, self.loop.time
+        while True:
+            data = await receive()
+            self.last_received = now = clock()
+            feed(data)
+            self._tick(now)
+            if not self._dirty:
+                self.wake()
+
+    async def _write(self, reader: asyncio.Task[None]) -> None:
+        engine, send, limit = self.engine, self.transport.send, self.options.max_websocket_message_size
+        while True:
+            while not self._dirty:
+                self._writer_waiter = waiter = self.loop.create_future()
+                await waiter
+            self._dirty = False
+            self._tick(self.loop.time())
+            handed, self._handed = self._handed, []
+            while data := engine.data_to_send(limit):
+                await send(data)
+            self._written(handed)
+            if self._ending:
+                reader.cancel()
+                return
+
+    def _written(self, handed: list[Handed]) -> None:
+        """Everything that could be written has been: senders may go on, pre-settled deliveries are done."""
+        self.unsent = held = self.engine.unsent_bytes()
+        if held < self.high_water:
+            self.room.wake_all()
+        if not handed:
+            return
+        if self.stop is not None:
+            for delivery in handed:
+                delivery._fail(self.stop)
+        elif held:  # the peer's session window is shut
+            self._handed[:0] = handed
+        else:
+            for delivery in handed:
+                delivery._on_handed()
+
+    def _tick(self, now: float) -> None:
+        """Run the engine's timers; one handle is armed for the next, and left alone while the deadline only recedes."""
+        deadline = self.engine.tick(now)
+        if deadline is not None and (self._timer is None or deadline < self._timer_at):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = self.loop.call_at(deadline + CLOCK_STEP, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self.stop is None:
+            self._tick(self.loop.time())
+            self.wake()
+
+
+def _nobody() -> None:
+    """The weak reference to no owner."""

@@ -1,0 +1,432 @@
+"""Sending: credit and room first, then one transfer, then exactly one fate for every delivery.
+
+Life of a sent message::
+
+    encode -> [credit? room?] -> Engine.transfer, synchronous -> writer ... disposition -> PendingDelivery
+
+Nothing is sent before credit and room are there, so a cancelled wait has sent nothing. Nothing waits between taking
+credit and the engine having the transfer, so a cancellation never leaves half a message. From then on the delivery is
+tracked until its outcome comes or the link stops, whether or not somebody still waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+from .endpoint import EndpointState, Waiters
+from .engine import AttachFields, EngineSender, RemoteAttach
+from .errors import (
+    DeliveryFailed,
+    DeliveryUnknown,
+    EndpointClosed,
+    LocalProtocolError,
+    MessageModified,
+    MessageRejected,
+    MessageReleased,
+    MessageTooLarge,
+    StopReason,
+)
+from .link import Link
+from .message import Accepted, Message, Modified, Outcome, Rejected, Released, check_encoded
+from .terminus import SenderSettleMode, Source, as_source
+
+if TYPE_CHECKING:
+    from .options import SenderOptions
+    from .session import Session
+    from .terminus import Target
+
+__all__ = ["PendingDelivery", "SendMany", "Sender"]
+
+MAX_TAG_SIZE = 32  # bytes, specification 2.8.7
+TRANSFER_OVERHEAD = 28  # bytes of a transfer frame around its payload, for the account of unsent bytes
+
+
+class PendingDelivery:
+    """A transfer that was made; await it for its outcome.
+
+    Any number of tasks may await it, and cancelling one of them disturbs neither the others nor the delivery.
+    Awaiting gives the `Outcome`, or None for a pre-settled transfer once the transport has it.
+
+    Raises:
+        DeliveryUnknown: The link or connection stopped before the outcome came.
+    """
+
+    __slots__ = ("_outcome", "_sender", "_stop", "_waiters", "message")
+
+    def __init__(self, sender: Sender, message: Message | bytes) -> None:
+        self.message = message
+        self._sender = sender
+        self._outcome: Outcome | None | _Pending = _PENDING
+        self._stop: StopReason | None = None
+        self._waiters: list[asyncio.Future[None]] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether awaiting would not wait."""
+        return self._outcome is not _PENDING or self._stop is not None
+
+    @property
+    def link(self) -> EngineSender:
+        """The engine's link, by which it finds the deliveries of a link that stops."""
+        return self._sender._link
+
+    def __await__(self) -> Generator[Any, None, Outcome | None]:
+        if self._outcome is _PENDING and self._stop is None:
+            yield from self._wait().__await__()
+        outcome = self._outcome
+        if isinstance(outcome, _Pending):
+            raise self.unknown()
+        return outcome
+
+    def unknown(self) -> DeliveryUnknown:
+        """The exception for a delivery in doubt."""
+        stop = self._stop
+        assert stop is not None
+        return DeliveryUnknown(self.message, stop, self._sender._where)
+
+    async def _wait(self) -> None:
+        # One future for each who waits: cancelling a task cancels the future it waits on.
+        future = self._sender._loop.create_future()
+        if self._waiters is None:
+            self._waiters = [future]
+        else:
+            self._waiters.append(future)
+        await future
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._sender._settled()
+        self._wake()
+
+    def _on_handed(self) -> None:
+        self._outcome = None
+        self._sender._settled()
+        self._wake()
+
+    def _fail(self, stop: StopReason) -> None:
+        self._stop = stop
+        self._sender._settled()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters = self._waiters
+        if waiters is not None:
+            self._waiters = None
+            for future in waiters:
+                if not future.done():
+                    future.set_result(None)
+
+    def __repr__(self) -> str:
+        state = f"in doubt, {self._stop}" if self._stop else "pending" if not self.done else repr(self._outcome)
+        return f"<PendingDelivery to {self._sender.address!r} {state}>"
+
+
+class _Pending:
+    """The outcome that has not come."""
+
+    __slots__ = ()
+
+
+_PENDING = _Pending()
+
+
+class Sender(Link):
+    """The sending end of a link; any number of tasks may share it.
+
+    Made by `Session.sender` or `Connection.sender`.
+    """
+
+    role = "sender"
+
+    def __init__(self, session: Session, target: Target | None, options: SenderOptions) -> None:
+        super().__init__(session, options.name, target.address if target is not None else None)
+        self._fields = AttachFields(
+            # With an address: peers built on proton take a source without one for none at all.
+            source=Source(address=self._name) if options.source is None else as_source(options.source),
+            target=target,
+            snd_settle_mode=options.snd_settle_mode,
+            rcv_settle_mode=options.rcv_settle_mode,
+            max_message_size=options.max_message_size,
+            properties=options.properties,
+        )
+        self._link: EngineSender = session._link.sender(self._name, self)
+        self._waiting = Waiters(self._loop)  # for credit
+        self._unsettled = 0
+        self._max_size = 0
+        self._presettled = False
+
+    # --- what is known ----------------------------------------------------------------
+
+    @property
+    def unsettled(self) -> int:
+        """Transfers made whose outcome has not come."""
+        return self._unsettled
+
+    def _in_hand(self) -> int:
+        return self._unsettled
+
+    def _far_terminus(self, remote: RemoteAttach) -> Target | None:
+        return remote.target
+
+    # --- sending ----------------------------------------------------------------------
+
+    async def send(
+        self, message: Message | bytes, *, settled: bool | None = None, tag: bytes | None = None
+    ) -> Accepted | None:
+        """Send one message and wait for its outcome.
+
+        Cancelling while it waits for credit or room sends nothing. Cancelling later leaves the delivery in doubt for
+        the caller; it stays tracked and is settled when its outcome comes.
+
+        Args:
+            message: The message, or the bytes of a complete encoded message.
+            settled: True sends it settled: the peer will not answer. Default: what the link's settle mode says.
+            tag: The delivery tag, 1 to 32 bytes, unique among the unsettled deliveries of the link. Default: a counter.
+
+        Returns:
+            `Accepted`, or None for a pre-settled message, which the transport has then taken and of whose fate nothing
+            is known.
+
+        Raises:
+            MessageRejected: The peer found it invalid. A `DeliveryFailed`, as are the next two.
+            MessageReleased: The peer did not take it.
+            MessageModified: The peer gave it back.
+            DeliveryUnknown: It was sent, and the link or connection stopped before the outcome came.
+            LinkClosed: The link stopped before anything was sent. Likewise `SessionClosed` and `ConnectionClosed`.
+            MessageTooLarge: It is over the peer's max-message-size; nothing was sent.
+            LocalProtocolError: `settled` does not go with the link's settle mode.
+            ValueError: The bytes are no encoded message, or the tag is too long.
+        """
+        pending = await self.transfer(message, settled=settled, tag=tag)
+        outcome = await pending
+        if outcome is None or isinstance(outcome, Accepted):
+            return outcome
+        raise _failed(outcome, message, self._where)
+
+    async def transfer(
+        self, message: Message | bytes, *, settled: bool | None = None, tag: bytes | None = None
+    ) -> PendingDelivery:
+        """Send one message; wait only until credit and room allow the transfer.
+
+        Cancelling sends nothing.
+
+        Args:
+            message: As for `send`.
+            settled: As for `send`.
+            tag: As for `send`.
+
+        Returns:
+            The delivery; await it for its outcome.
+
+        Raises:
+            LinkClosed: The link stopped before anything was sent. Likewise `SessionClosed` and `ConnectionClosed`.
+            MessageTooLarge: It is over the peer's max-message-size; nothing was sent.
+            LocalProtocolError: `settled` does not go with the link's settle mode.
+            ValueError: The bytes are no encoded message, or the tag is too long.
+        """
+        data = message.encode() if isinstance(message, Message) else check_encoded(message)
+        size = len(data)
+        if self._max_size and size > self._max_size:
+            raise MessageTooLarge(size, self._max_size, self._where)
+        if settled is not None:
+            self._check_settled(settled)
+        if tag is not None and not 0 < len(tag) <= MAX_TAG_SIZE:
+            raise ValueError(f"a delivery tag has 1 to {MAX_TAG_SIZE} bytes, not {len(tag)}")
+        link, runner = self._link, self._runner
+        if link.credit <= 0 or runner.unsent >= runner.high_water:
+            await self._ready()
+        pending = PendingDelivery(self, message)
+        self._unsettled += 1
+        if self._presettled if settled is None else settled:
+            link.transfer(data, None, tag)
+            runner.hand(pending)
+        else:
+            link.transfer(data, pending, tag)
+        runner.transferred(size + TRANSFER_OVERHEAD)
+        return pending
+
+    def send_many(
+        self, messages: Iterable[Message | bytes] | AsyncIterable[Message | bytes], *, in_flight: int = 1000
+    ) -> SendMany:
+        """Send many messages, keeping up to `in_flight` of them without outcome.
+
+        Args:
+            messages: The messages, from an iterable or an async iterable. While an async iterable makes us wait for its
+                next message, outcomes that have come wait too: for a slow source, use `send`.
+            in_flight: How many may be without outcome at once, default 1000.
+
+        Returns:
+            An async iterator of ``(message, outcome)`` in the order of `messages`. The outcome is a
+            `DeliveryUnknown` where the link or connection stopped first; if messages are left then, the iterator ends by
+            raising `LinkClosed`, `SessionClosed` or `ConnectionClosed`. Leaving it early starts no new transfer, and
+            those in flight stay tracked.
+        """
+        if in_flight < 1:
+            raise ValueError(f"in_flight must be at least 1, not {in_flight}")
+        return SendMany(self, messages, in_flight)
+
+    def _check_settled(self, settled: bool) -> None:
+        if self._fields.snd_settle_mode is SenderSettleMode.SETTLED and not settled:
+            raise LocalProtocolError(f"{self._where} was attached with snd_settle_mode SETTLED: every transfer is settled")
+        if self._fields.snd_settle_mode is SenderSettleMode.UNSETTLED and settled:
+            raise LocalProtocolError(f"{self._where} was attached with snd_settle_mode UNSETTLED: use MIXED to choose")
+
+    async def _ready(self) -> None:
+        """Wait for credit and for room; raise if the link stops."""
+        runner = self._runner
+        try:
+            while True:
+                self._check_open()
+                if runner.unsent >= runner.high_water:
+                    await runner.room.wait()
+                elif self._link.credit <= 0:
+                    await self._waiting.wait()
+                else:
+                    return
+        except BaseException:
+            if self._link.credit > 0:  # somebody else may use what we were woken for
+                self._waiting.wake()
+            raise
+
+    # --- the engine's calls ---------------------------------------------------------------
+
+    def _on_attached(self, remote: RemoteAttach) -> None:
+        self._max_size = remote.max_message_size
+        asked = self._fields.snd_settle_mode
+        agreed = remote.snd_settle_mode if asked is SenderSettleMode.MIXED else asked
+        self._presettled = agreed is SenderSettleMode.SETTLED
+        super()._on_attached(remote)
+
+    def _on_credit(self, credit: int, *, drain: bool) -> None:
+        if self._state is not EndpointState.OPEN:
+            self._link.credit = 0  # closing: no transfer may start
+        elif credit > 0 and self._waiting:
+            self._waiting.wake(credit)
+            if drain:
+                self._loop.call_soon(self._drained)  # after those woken have used it
+        elif drain:
+            self._drained()
+
+    def _drained(self) -> None:
+        if self._stop is None:
+            self._link.drained()
+            self._runner.wake()
+
+    def _settled(self) -> None:
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._changed.wake_all()
+
+    def _fail(self, stop: StopReason) -> None:
+        if self._stop is None:
+            for pending in self._runner.engine.take_outgoing(self._link):
+                pending._fail(stop)
+            super()._fail(stop)
+            self._link.credit = 0
+            self._waiting.wake_all()
+            self._runner.room.wake_all()
+
+    # --- closing --------------------------------------------------------------------------
+
+    def _quiesce(self) -> None:
+        self._link.credit = 0
+        self._waiting.wake_all()
+        self._runner.room.wake_all()
+
+    async def _finish(self, deadline: float) -> None:
+        """Wait for the outcomes in flight, up to the deadline."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while self._unsettled and self._stop is None:
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
+
+def _failed(outcome: Outcome, message: Message | bytes, where: str) -> DeliveryFailed:
+    """The exception for an outcome other than accepted."""
+    if isinstance(outcome, Rejected):
+        why = str(outcome.error) if outcome.error else "no reason given"
+        return MessageRejected(f"{where}: the message was rejected: {why}", outcome=outcome, message=message)
+    if isinstance(outcome, Released):
+        text = f"{where}: the message was released: the peer did not take it, it may be sent again"
+        return MessageReleased(text, outcome=outcome, message=message)
+    if isinstance(outcome, Modified):
+        return MessageModified(f"{where}: the message was given back, {outcome}", outcome=outcome, message=message)
+    return DeliveryFailed(f"{where}: the peer settled without an outcome", outcome=outcome, message=message)
+
+
+class SendMany:
+    """Made by `Sender.send_many`: an async iterator of every message with its outcome, in order.
+
+    Cancelling ``anext`` loses nothing: the next call goes on where it stopped.
+    """
+
+    __slots__ = ("_async", "_exhausted", "_held", "_in_flight", "_sender", "_sync", "_window")
+
+    def __init__(
+        self,
+        sender: Sender,
+        messages: Iterable[Message | bytes] | AsyncIterable[Message | bytes],
+        in_flight: int,
+    ) -> None:
+        self._sender = sender
+        self._in_flight = in_flight
+        self._window: deque[PendingDelivery] = deque()
+        self._held: Message | bytes | None = None  # taken from the source and not transferred yet
+        self._exhausted = False
+        self._sync: Iterator[Message | bytes] | None = None
+        self._async: AsyncIterator[Message | bytes] | None = None
+        if isinstance(messages, AsyncIterable):
+            self._async = messages.__aiter__()
+        else:
+            self._sync = iter(messages)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[Message | bytes, Outcome | DeliveryUnknown | None]:
+        """Give the next message with its outcome.
+
+        Raises:
+            LinkClosed: The link stopped with messages left. Likewise `SessionClosed` and `ConnectionClosed`.
+        """
+        window, sender = self._window, self._sender
+        while not self._exhausted and len(window) < self._in_flight and sender._stop is None:
+            if window and window[0].done and (self._async is not None or sender._link.credit <= 0):
+                break  # an outcome is here, and going on might wait
+            if self._held is None:
+                await self._take()
+            if self._held is not None:
+                try:
+                    window.append(await sender.transfer(self._held))
+                except EndpointClosed:
+                    break
+                self._held = None
+        if window:
+            pending = window[0]
+            if not pending.done:
+                await pending._wait()
+            window.popleft()
+            outcome = pending._outcome
+            return pending.message, pending.unknown() if isinstance(outcome, _Pending) else outcome
+        if self._held is None and not self._exhausted:
+            await self._take()
+        if self._held is None:
+            raise StopAsyncIteration
+        raise sender._error()
+
+    async def _take(self) -> None:
+        """Take the next message from the source."""
+        try:
+            self._held = next(self._sync) if self._sync is not None else await anext(self._async)  # type: ignore[arg-type]
+        except (StopIteration, StopAsyncIteration):
+            self._exhausted = True
+
+    async def aclose(self) -> None:
+        """Start no new transfer; those in flight stay tracked. Iteration gives their outcomes and ends."""
+        self._exhausted = True
+        self._held = None

@@ -1,0 +1,334 @@
+"""Starts and stops the real brokers and foreign peers, each on free ports of the loopback interface, in its own folder.
+
+Every `start_...` function takes an empty folder for the broker's files, returns once the broker says in its log that it
+is ready, and raises `StartError` with the end of that log otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+from tests.interop import fetch
+
+READY_TIMEOUT = 60.0  # seconds; Artemis takes 3 and Broker-J 5 on two idle cores
+STOP_TIMEOUT = 20.0
+USER = "alice"
+PASSWORD = secrets.token_urlsafe(12)
+HERE = Path(__file__).parent
+
+
+class StartError(Exception):
+    """A broker ended or stayed silent instead of getting ready."""
+
+
+class Server:
+    """A process that serves: started, waited for, stopped or killed; its output goes to a file.
+
+    Args:
+        command: The program and its arguments.
+        folder: Where it runs and where its log is written.
+        ready: A regular expression for the line of its output that says that it serves.
+        environment: What to add to the environment.
+    """
+
+    def __init__(self, command: list[str], *, folder: Path, ready: str, environment: Mapping[str, str] | None = None):
+        self.log = folder / "output.log"
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self.ready = self._wait_ready(re.compile(ready))
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_ready(self, ready: re.Pattern[str]) -> re.Match[str]:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while True:
+            running = self._process.poll() is None
+            output = self.log.read_text(errors="replace")
+            if match := ready.search(output):
+                return match
+            if not running:
+                raise StartError(f"{self._process.args!r} ended with {self._process.returncode}:\n{output[-3000:]}")
+            if time.monotonic() > deadline:
+                raise StartError(f"{self._process.args!r} is not ready after {READY_TIMEOUT} s:\n{output[-3000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ends the process and what it started in order, or by force where it does not obey within `STOP_TIMEOUT`."""
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        # The brokers' own start scripts end at once, and the Java they started later: wait for the whole group.
+        while self._signal(0) and time.monotonic() < deadline:
+            self._process.poll()
+            time.sleep(0.02)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the process and what it started at once, as a crash would: no AMQP close, no WebSocket close."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: int) -> bool:
+        """Sends a signal to the process and what it started; says whether any of them is still there."""
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A running peer that holds queues."""
+
+    name: str
+    server: Server
+    url: str
+    """Takes anonymous connections."""
+    login_url: str
+    """Takes `USER` with `PASSWORD` by SASL PLAIN, and refuses another password."""
+    scratch: Path
+    """A folder for what a test puts before the peer, such as a gateway."""
+
+
+def start_artemis(folder: Path) -> Peer:
+    """Starts Apache Artemis: every address is a queue, made on first use."""
+    instance, port = folder / "instance", _free_port()
+    subprocess.run(
+        [
+            str(fetch.artemis() / "bin" / "artemis"),
+            "create",
+            "--silent",
+            f"--user={USER}",
+            f"--password={PASSWORD}",
+            "--allow-anonymous",
+            "--no-web",
+            "--no-autotune",
+            "--host=127.0.0.1",
+            f"--default-port={port}",
+            "--no-amqp-acceptor",
+            "--no-hornetq-acceptor",
+            "--no-mqtt-acceptor",
+            "--no-stomp-acceptor",
+            str(instance),
+        ],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=READY_TIMEOUT,
+    )
+    _edit(
+        instance / "etc" / "broker.xml",
+        # Multicast is the default: what is sent before a receiver exists would be dropped.
+        (
+            '<address-setting match="#">',
+            '<address-setting match="#"><default-queue-routing-type>ANYCAST'
+            "</default-queue-routing-type><default-address-routing-type>ANYCAST</default-address-routing-type>",
+        ),
+    )
+    # A wrong password must be refused, and not be taken for a guest's.
+    _edit(
+        instance / "etc" / "login.config",
+        ("GuestLoginModule sufficient", "GuestLoginModule sufficient\n       credentialsInvalidate=true"),
+    )
+    server = Server([str(instance / "bin" / "artemis"), "run"], folder=folder, ready="AMQ221007")
+    url = f"ws://127.0.0.1:{port}"
+    return Peer(name="artemis", server=server, url=url, login_url=url, scratch=folder)
+
+
+def start_broker_j(folder: Path) -> Peer:
+    """Starts Apache Qpid Broker-J: every address is a queue, made on first use. It advertises no idle timeout."""
+    port, login_port = _free_port(), _free_port()
+    aliases = [{"name": kind, "type": f"{kind}Alias"} for kind in ("default", "name", "hostname")]
+    queues = {
+        "pattern": ".*",
+        "createdOnPublish": True,
+        "createdOnConsume": True,
+        "nodeType": "queue",
+        "attributes": {},
+    }
+    configuration = {
+        "name": "interop",
+        "modelVersion": "9.0",
+        "authenticationproviders": [
+            {"name": "anonymous", "type": "Anonymous"},
+            {
+                "name": "plain",
+                "type": "Plain",
+                "secureOnlyMechanisms": "[]",
+                "users": [{"name": USER, "type": "managed", "password": PASSWORD}],
+            },
+        ],
+        "ports": [
+            {
+                "name": provider,
+                "type": "AMQP",
+                "port": str(number),
+                "bindingAddress": "127.0.0.1",
+                "protocols": ["AMQP_1_0"],
+                "transports": ["WS"],
+                "authenticationProvider": provider,
+                "virtualhostaliases": aliases,
+            }
+            for provider, number in (("anonymous", port), ("plain", login_port))
+        ],
+        "virtualhostnodes": [
+            {
+                "name": "default",
+                "type": "Memory",
+                "defaultVirtualHostNode": "true",
+                "virtualHostInitialConfiguration": json.dumps({"type": "Memory", "nodeAutoCreationPolicies": [queues]}),
+            }
+        ],
+    }
+    (folder / "config.json").write_text(json.dumps(configuration))
+    server = Server(
+        [str(fetch.broker_j() / "bin" / "qpid-server"), "-icp", str(folder / "config.json")],
+        folder=folder,
+        ready="BRK-1004",
+        environment={"QPID_WORK": str(folder / "work")},
+    )
+    return Peer(
+        name="broker-j",
+        server=server,
+        url=f"ws://127.0.0.1:{port}",
+        login_url=f"ws://127.0.0.1:{login_port}",
+        scratch=folder,
+    )
+
+
+def start_embedded(folder: Path) -> Peer:
+    """Starts the embedded broker in a process of its own."""
+    server = Server(
+        [sys.executable, "-m", "tests.interop.embedded_peer"],
+        folder=folder,
+        ready=r"anonymous (\S+) login (\S+)\n",
+        environment={"PYTHONPATH": str(HERE.parent.parent), "PEER_USER": USER, "PEER_PASSWORD": PASSWORD},
+    )
+    url, login_url = server.ready.groups()
+    return Peer(name="embedded", server=server, url=url, login_url=login_url, scratch=folder)
+
+
+def start_rhea(folder: Path) -> Peer:
+    """Starts a server made of rhea and ws, which keeps what it gets in arrays."""
+    server = Server(
+        [fetch.tool("node", "Node.js"), str(HERE / "rhea_peer.js"), "serve"],
+        folder=folder,
+        ready=r"listening on (\d+)\n",
+        environment={"NODE_PATH": str(fetch.node_modules()), "PEER_USER": USER, "PEER_PASSWORD": PASSWORD},
+    )
+    url = f"ws://127.0.0.1:{server.ready[1]}"
+    return Peer(name="rhea", server=server, url=url, login_url=url, scratch=folder)
+
+
+PEERS: Mapping[str, Callable[[Path], Peer]] = {
+    "artemis": start_artemis,
+    "broker-j": start_broker_j,
+    "embedded": start_embedded,
+    "rhea": start_rhea,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """A TLS gateway in front of a peer that looks at the upgrade's bearer token: nginx with a private authority."""
+
+    server: Server
+    url: str
+    token: str
+    """The token that it lets through."""
+    forbidden_token: str
+    """A token that it answers with 403; any other gets 401."""
+    trust: ssl.SSLContext
+    """A client's context that trusts the gateway's private authority."""
+
+
+def start_gateway(upstream: str, folder: Path) -> Gateway:
+    """Starts nginx before the peer at the URL `upstream`."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    for position, blob in enumerate(certificate.cert_chain_pems):
+        blob.write_to_path(folder / "certificate.pem", append=position > 0)
+    token, forbidden, port = secrets.token_urlsafe(16), secrets.token_urlsafe(16), _free_port()
+    configuration = f"""
+        daemon off;
+        pid {folder}/nginx.pid;
+        error_log stderr notice;
+        worker_processes 1;
+        events {{ worker_connections 256; }}
+        http {{
+            access_log off;
+            client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+            uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+            map_hash_bucket_size 128;
+            map $http_authorization $verdict {{ default 401; "Bearer {token}" 200; "Bearer {forbidden}" 403; }}
+            server {{
+                listen 127.0.0.1:{port} ssl;
+                ssl_certificate {folder}/certificate.pem;
+                ssl_certificate_key {folder}/key.pem;
+                location / {{
+                    if ($verdict = 401) {{ return 401 "no valid token\\n"; }}
+                    if ($verdict = 403) {{ return 403 "not for you\\n"; }}
+                    proxy_pass {upstream.replace("ws://", "http://")};
+                    proxy_http_version 1.1;
+                    proxy_set_header Upgrade $http_upgrade;
+                    proxy_set_header Connection upgrade;
+                    proxy_set_header Host $host;
+                    proxy_read_timeout 300s;
+                    proxy_send_timeout 300s;
+                }}
+            }}
+        }}
+    """
+    (folder / "nginx.conf").write_text(textwrap.dedent(configuration))
+    server = Server(
+        [str(fetch.nginx()), "-p", str(folder), "-c", str(folder / "nginx.conf")],
+        folder=folder,
+        ready="start worker process ",
+    )
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    url = f"wss://localhost:{port}/"
+    return Gateway(server=server, url=url, token=token, forbidden_token=forbidden, trust=trust)
+
+
+def _edit(path: Path, *changes: tuple[str, str]) -> None:
+    text = path.read_text()
+    for old, new in changes:
+        if old not in text:
+            raise StartError(f"{path.name} has no {old!r} to change")
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def _free_port() -> int:
+    # Another process may take the port before the broker does: then the broker says so, and StartError shows it.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
