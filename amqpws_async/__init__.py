@@ -26,7 +26,7 @@ The modules, in layer order:
 * `codec`: AMQP types to bytes and back. `outcomes`: how a delivery ends. `message`: messages and their sections.
 * `terminus`: sources, targets, settle modes. `urls`, `options`: what can be chosen, every default explained.
 * `auth`: tokens for the upgrade, SASL for AMQP.
-* `handshake`, `transport`: bytes over a WebSocket.
+* `tunnel`, `handshake`, `transport`: bytes over a WebSocket, through a proxy if need be.
 * `engine`: the sans-I/O driver of proton's engine.
 * `endpoint`, `link`: what connection, session and link share. `sender`, `receiver`, `session`.
 * `runner`: the one task of a connection. `connection`: `connect` and health.

@@ -4,11 +4,11 @@
 Python, going out                      AMQP
 =====================================  =====================================================
 None, bool, str, uuid.UUID             null, boolean, string, uuid
-int                                    long, in 64 bits
+int                                    long, within 64 bits
 float                                  double
 bytes, bytearray, memoryview           binary
 datetime.datetime with a time zone     timestamp, cut to milliseconds
-list, tuple / Mapping                  list / map
+list, tuple; Mapping                   list; map
 `Array`, `Described`                   array, described value
 `ubyte` `ushort` `uint` `ulong`        the type of that name; likewise `byte` `short` `int32`
                                        (int), `float32` (float), `char`, `symbol`, `timestamp`
@@ -16,12 +16,13 @@ list, tuple / Mapping                  list / map
                                        decimal.Decimal itself is refused, not converted
 =====================================  =====================================================
 
-Coming in, every value keeps its AMQP type: where Python has none, the typed subclass stands for it (an AMQP uint is a `uint`, which is
-an int; a symbol is a `symbol`, which is a str). So `decode(encode(value))` gives the value and its type back, but for the three that
-have no AMQP type of their own: a tuple comes back as a list, a bytearray as bytes, a datetime as a `timestamp`.
+Coming in, every value keeps its AMQP type: where Python has none, the typed subclass stands for it (an AMQP uint is a
+`uint`, which is an int; a symbol is a `symbol`, which is a str). So `decode(encode(value))` gives value and type back,
+except for what has no AMQP type of its own: tuples come back as lists, bytearrays as bytes, datetimes as `timestamp`.
 
-Decoding trusts nothing: every size and count is checked against the bytes that are there, values nest at most `MAX_DEPTH` deep, and
-array elements that take no bytes are limited to `MAX_EMPTY_ELEMENTS`. Whatever is wrong with the input is a `DecodeError`.
+Decoding trusts nothing: every size and count is checked against the bytes that are there, values nest at most
+`MAX_DEPTH` deep, and array elements that take no bytes are limited to `MAX_EMPTY_ELEMENTS`. Bad input is always a
+`DecodeError`, and so is a map that no dict can hold: with two keys that Python finds equal, or a key it cannot hash.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ import decimal
 import struct
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import proton
 from proton import (
-    UNDESCRIBED,
     Array,
     Data,
     Described,
@@ -64,9 +66,9 @@ __all__ = [
     "Described",
     "byte",
     "char",
-    "decimal128",
     "decimal32",
     "decimal64",
+    "decimal128",
     "decode",
     "encode",
     "float32",
@@ -80,22 +82,25 @@ __all__ = [
     "ushort",
 ]
 
-#: Lists, maps, arrays and described values may nest this deep, both ways: JSON parsers stop between 100 and 1000, real
-#: messages below 10, and each level costs a Python frame.
+#: Lists, maps, arrays and described values may nest this deep, both ways. Real messages stay below 10; JSON parsers
+#: stop between 100 and 1000, but each level costs a Python frame here, and the caller needs some too.
 MAX_DEPTH = 64
 
-#: How many elements without bytes of their own (nulls, or 0x41 "true") the arrays of one value may claim together: ten bytes can
-#: otherwise ask for four billion.
+#: How many elements without bytes of their own (nulls, or 0x41 "true") the arrays of one value may claim together: ten
+#: bytes can otherwise ask for four billion.
 MAX_EMPTY_ELEMENTS = 65_536
 
+#: The descriptor of an `Array` that has none.
+UNDESCRIBED: Any = proton.UNDESCRIBED  # proton's own stubs do not let it be a descriptor
+
 _MAX_SIZE = 0xFFFFFFFF
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
 
 pack_u32 = struct.Struct(">I").pack
 unpack_u32 = struct.Struct(">I").unpack_from
 
-#: Constructor and size byte for each short length, and every one-byte string: concatenating constants is the fastest there is.
+#: Constructor and size byte for each short length, and every single byte: adding up constants is the fastest there is.
 STR8 = tuple(bytes((0xA1, n)) for n in range(256))
 SYM8 = tuple(bytes((0xA3, n)) for n in range(256))
 BIN8 = tuple(bytes((0xA0, n)) for n in range(256))
@@ -169,7 +174,7 @@ def encode_at(value: Any, depth: int) -> bytes:
     return encoder(value, depth)
 
 
-def _encoder_of_base(value: Any) -> Callable[[Any, int], bytes]:
+def _encoder_of_base(value: Any) -> Packer:
     """Find the encoder of a subclass (IntEnum, OrderedDict, ...) by its bases, or say what to use instead."""
     for kind in type(value).__mro__:
         if kind in ENCODERS:
@@ -201,7 +206,7 @@ def encode_str(value: str, depth: int = 0) -> bytes:
     except UnicodeEncodeError as error:
         raise EncodeError(f"a string that UTF-8 cannot carry ({error.reason}): use bytes") from None
     size = len(octets)
-    return STR8[size] + octets if size < 256 else _wide(0xB1, octets)
+    return STR8[size] + octets if size < 256 else _long(0xB1, octets)
 
 
 def encode_symbol(value: str, depth: int = 0) -> bytes:
@@ -211,127 +216,25 @@ def encode_symbol(value: str, depth: int = 0) -> bytes:
     except UnicodeEncodeError:
         raise EncodeError("symbols are ASCII, and this one is not: use a plain str for text") from None
     size = len(octets)
-    return SYM8[size] + octets if size < 256 else _wide(0xB3, octets)
+    return SYM8[size] + octets if size < 256 else _long(0xB3, octets)
 
 
 def encode_binary(value: bytes, depth: int = 0) -> bytes:
     """Encode bytes or what has their buffer."""
     octets = value if type(value) is bytes else bytes(value)
     size = len(octets)
-    return BIN8[size] + octets if size < 256 else _wide(0xB0, octets)
+    return BIN8[size] + octets if size < 256 else _long(0xB0, octets)
 
 
-def _wide(code: int, octets: bytes) -> bytes:
-    if len(octets) > _MAX_SIZE:
-        raise EncodeError(f"{len(octets)} bytes are over the 4 GiB of AMQP's largest value")
-    return BYTE[code] + pack_u32(len(octets)) + octets
+def _long(code: int, octets: bytes) -> bytes:
+    return BYTE[code] + pack_size(len(octets)) + octets
 
 
-def encode_int(value: int, depth: int = 0) -> bytes:
-    """Encode an int as a long."""
-    if -128 <= value < 128:
-        return b"\x55" + BYTE[value & 255]
-    if -(1 << 63) <= value < 1 << 63:
-        return b"\x81" + int.to_bytes(value, 8, "big", signed=True)
-    if 0 < value < 1 << 64:
-        raise EncodeError("an int beyond 2**63 - 1, the end of AMQP's long: use ulong(...)")
-    raise EncodeError("an int beyond the 64 bits of AMQP's largest integer: send it as a str or as bytes")
-
-
-def _encode_uint(value: int, depth: int = 0) -> bytes:
-    if value == 0:
-        return b"\x43"
-    if 0 < value < 256:
-        return b"\x52" + BYTE[value]
-    return b"\x70" + _pack("uint", value)
-
-
-def encode_ulong(value: int, depth: int = 0) -> bytes:
-    """Encode any int as a ulong."""
-    if value == 0:
-        return b"\x44"
-    if 0 < value < 256:
-        return b"\x53" + BYTE[value]
-    return b"\x80" + _pack("ulong", value)
-
-
-def _encode_int32(value: int, depth: int = 0) -> bytes:
-    if -128 <= value < 128:
-        return b"\x54" + BYTE[value & 255]
-    return b"\x71" + _pack("int32", value)
-
-
-def _encode_datetime(value: datetime.datetime, depth: int = 0) -> bytes:
-    return b"\x83" + _pack("timestamp", to_timestamp(value))
-
-
-def to_timestamp(value: datetime.datetime) -> timestamp:
-    """Turn a datetime into AMQP's milliseconds since 1970 (specification 1.6.17), cutting what is finer.
-
-    Raises:
-        EncodeError: It has no time zone, so it names no point in time.
-    """
-    if value.utcoffset() is None:
-        raise EncodeError(
-            "a datetime without a time zone names no point in time: use datetime.now(timezone.utc) or replace(tzinfo=...)"
-        )
-    return timestamp((value - _EPOCH) // _MILLISECOND)
-
-
-def _pack_char(value: str) -> bytes:
-    if len(value) != 1 or 0xD800 <= ord(value) < 0xE000:
-        raise EncodeError("char holds exactly one Unicode character, surrogates excluded: use a plain str")
-    return pack_u32(ord(value))
-
-
-def _pack_decimal128(value: bytes) -> bytes:
-    if len(value) != 16:
-        raise EncodeError(f"decimal128 holds the 16 bytes of an IEEE 754 decimal128, not {len(value)}")
-    return bytes(value)
-
-
-def _packer(name: str, layout: str) -> Callable[[Any], bytes]:
-    pack = struct.Struct(layout).pack
-
-    def packed(value: Any) -> bytes:
-        try:
-            return pack(value)
-        except (struct.error, OverflowError):
-            raise EncodeError(f"a {type(value).__name__} out of range for {name}") from None
-
-    return packed
-
-
-#: Fixed-width types by name: constructor code, packer without the constructor.
-_FIXED: dict[str, tuple[int, Callable[[Any], bytes]]] = {
-    "boolean": (0x56, _packer("boolean", ">?")),
-    "ubyte": (0x50, _packer("ubyte", ">B")),
-    "byte": (0x51, _packer("byte", ">b")),
-    "ushort": (0x60, _packer("ushort", ">H")),
-    "short": (0x61, _packer("short", ">h")),
-    "uint": (0x70, _packer("uint", ">I")),
-    "int32": (0x71, _packer("int32", ">i")),
-    "ulong": (0x80, _packer("ulong", ">Q")),
-    "long": (0x81, _packer("long", ">q")),
-    "float32": (0x72, _packer("float32", ">f")),
-    "double": (0x82, _packer("double", ">d")),
-    "char": (0x73, _pack_char),
-    "timestamp": (0x83, _packer("timestamp", ">q")),
-    "decimal32": (0x74, _packer("decimal32", ">I")),
-    "decimal64": (0x84, _packer("decimal64", ">Q")),
-    "decimal128": (0x94, _pack_decimal128),
-    "uuid": (0x98, lambda value: value.bytes),
-}
-
-
-def _pack(name: str, value: Any) -> bytes:
-    return _FIXED[name][1](value)
-
-
-def _fixed_encoder(name: str) -> Callable[[Any, int], bytes]:
-    code, pack = _FIXED[name]
-    constructor = BYTE[code]
-    return lambda value, depth: constructor + pack(value)
+def pack_size(size: int) -> bytes:
+    """Encode a size of four bytes."""
+    if size > _MAX_SIZE:
+        raise EncodeError(f"{size} bytes are over the 4 GiB of AMQP's largest value")
+    return pack_u32(size)
 
 
 def _deeper(depth: int) -> int:
@@ -349,10 +252,7 @@ def compound(code8: int, content: bytes, count: int) -> bytes:
 
 
 def _compound32(content: bytes, count: int) -> bytes:
-    size = len(content) + 4
-    if size > _MAX_SIZE:
-        raise EncodeError(f"{size} bytes are over the 4 GiB of AMQP's largest value")
-    return pack_u32(size) + pack_u32(count) + content
+    return pack_size(len(content) + 4) + pack_u32(count) + content
 
 
 def _list_content(value: Any, depth: int) -> bytes:
@@ -385,107 +285,163 @@ def _encode_array(value: Array, depth: int) -> bytes:
 def _array_content(array: Array, depth: int) -> bytes:
     """Encode the elements' one constructor, and the elements without it (specification 1.6.24)."""
     inner = _deeper(depth)
-    kind = _ELEMENTS.get(array.type)
+    kind = _TYPES.get(array.type)
     if kind is None:
-        raise EncodeError(
-            f"Array type {array.type!r}: use one of proton.Data's types, such as Data.INT; described elements share `descriptor`"
-        )
-    name, types = kind
-    elements = array.elements
-    for element in elements:
-        if type(element) not in types:
+        raise EncodeError(f"no array has the type {array.type!r}: use a type of proton.Data, such as Data.INT")
+    for element in array.elements:
+        if type(element) not in kind.takes:
             raise EncodeError(
-                f"an array of {name} holds nothing else, not a {type(element).__name__}: use a list for mixed types"
+                f"an array of {kind.name} cannot hold a {type(element).__name__}: mixed types need a list"
             )
-    if name in _FIXED:
-        code, pack = _FIXED[name]
-        content = b"".join(map(pack, elements))
-    elif name == "null":
-        code, content = 0x40, b""
-    elif name in _VARIABLE:
-        code, octets = _VARIABLE[name], [_text_of(element, name) for element in elements]
-        if any(len(text) > 255 for text in octets):
-            code, content = code + 0x10, b"".join([pack_u32(len(text)) + text for text in octets])
-        else:
-            content = b"".join([BYTE[len(text)] + text for text in octets])
-    elif name == "list":
-        code, content = (
-            0xD0,
-            b"".join([_compound32(_list_content(element, inner), len(element)) for element in elements]),
-        )
-    elif name == "map":
-        code, content = (
-            0xD1,
-            b"".join([_compound32(_map_content(element, inner), 2 * len(element)) for element in elements]),
-        )
-    else:
-        code, content = (
-            0xF0,
-            b"".join([_compound32(_array_content(element, inner), len(element.elements)) for element in elements]),
-        )
+    content = BYTE[kind.code] + b"".join([kind.pack(element, inner) for element in array.elements])
     if array.descriptor is UNDESCRIBED or array.descriptor is None:
-        return BYTE[code] + content
-    return b"\x00" + encode_at(array.descriptor, inner) + BYTE[code] + content
+        return content
+    return b"\x00" + encode_at(array.descriptor, inner) + content
 
 
-_VARIABLE = {"binary": 0xA0, "string": 0xA1, "symbol": 0xA3}
+Packer = Callable[[Any, int], bytes]
 
 
-def _text_of(value: Any, name: str) -> bytes:
-    """Encode the octets of a binary, string or symbol without its constructor and size."""
-    encoded = {"binary": encode_binary, "string": encode_str, "symbol": encode_symbol}[name](value)
-    return encoded[2:] if encoded[0] < 0xB0 else encoded[5:]
+class _Type(NamedTuple):
+    """An AMQP type in the one form that holds all its values, which is the form of an array's elements."""
+
+    name: str
+    #: Proton's number, which is what `Array.type` holds.
+    number: int
+    #: The constructor.
+    code: int
+    #: The Python types of its values; the first one is the type it is decoded to.
+    takes: tuple[type, ...]
+    #: Encodes a value without its constructor.
+    pack: Packer
 
 
-#: Array element types: proton's number -> the type's name, and the Python types its elements may have.
-_ELEMENTS: dict[int, tuple[str, frozenset[type]]] = {
-    Data.NULL: ("null", frozenset({type(None)})),
-    Data.BOOL: ("boolean", frozenset({bool})),
-    Data.UBYTE: ("ubyte", frozenset({ubyte, int})),
-    Data.BYTE: ("byte", frozenset({byte, int})),
-    Data.USHORT: ("ushort", frozenset({ushort, int})),
-    Data.SHORT: ("short", frozenset({short, int})),
-    Data.UINT: ("uint", frozenset({uint, int})),
-    Data.INT: ("int32", frozenset({int32, int})),
-    Data.ULONG: ("ulong", frozenset({ulong, int})),
-    Data.LONG: ("long", frozenset({int})),
-    Data.FLOAT: ("float32", frozenset({float32, float})),
-    Data.DOUBLE: ("double", frozenset({float})),
-    Data.CHAR: ("char", frozenset({char, str})),
-    Data.TIMESTAMP: ("timestamp", frozenset({timestamp, int})),
-    Data.DECIMAL32: ("decimal32", frozenset({decimal32})),
-    Data.DECIMAL64: ("decimal64", frozenset({decimal64})),
-    Data.DECIMAL128: ("decimal128", frozenset({decimal128})),
-    Data.UUID: ("uuid", frozenset({uuid.UUID})),
-    Data.BINARY: ("binary", frozenset({bytes, bytearray, memoryview})),
-    Data.STRING: ("string", frozenset({str})),
-    Data.SYMBOL: ("symbol", frozenset({symbol, str})),
-    Data.LIST: ("list", frozenset({list, tuple})),
-    Data.MAP: ("map", frozenset({dict})),
-    Data.ARRAY: ("array", frozenset({Array})),
-}
+def _fixed(name: str, number: int, code: int, layout: str, *takes: type) -> _Type:
+    pack_value = struct.Struct(">" + layout).pack
 
-ENCODERS: dict[type, Callable[[Any, int], bytes]] = {
+    def pack(value: Any, depth: int) -> bytes:
+        try:
+            return pack_value(value)
+        except (struct.error, OverflowError):
+            raise EncodeError(f"a {type(value).__name__} out of range for {name}") from None
+
+    return _Type(name, number, code, takes, pack)
+
+
+def _pack_char(value: str, depth: int) -> bytes:
+    if len(value) != 1 or 0xD800 <= ord(value) < 0xE000:
+        raise EncodeError("char holds exactly one Unicode character, surrogates excluded: use a plain str")
+    return pack_u32(ord(value))
+
+
+def _pack_decimal128(value: bytes, depth: int) -> bytes:
+    if len(value) != 16:
+        raise EncodeError(f"decimal128 holds the 16 bytes of an IEEE 754 decimal128, not {len(value)}")
+    return bytes(value)
+
+
+def _wide(encoder: Packer) -> Packer:
+    """Make the four-byte form of a binary, string or symbol of the shortest one."""
+
+    def pack(value: Any, depth: int) -> bytes:
+        octets = encoder(value, depth)
+        return b"\0\0\0" + octets[1:] if octets[0] < 0xB0 else octets[1:]
+
+    return pack
+
+
+_NULL = _Type("null", Data.NULL, 0x40, (type(None),), lambda value, depth: b"")
+_BOOLEAN = _fixed("boolean", Data.BOOL, 0x56, "?", bool)
+_UINT = _fixed("uint", Data.UINT, 0x70, "I", uint, int)
+_INT32 = _fixed("int32", Data.INT, 0x71, "i", int32, int)
+_ULONG = _fixed("ulong", Data.ULONG, 0x80, "Q", ulong, int)
+_LONG = _fixed("long", Data.LONG, 0x81, "q", int)
+#: Types with one form only, of fixed width.
+_SIMPLE = (
+    _fixed("ubyte", Data.UBYTE, 0x50, "B", ubyte, int),
+    _fixed("byte", Data.BYTE, 0x51, "b", byte, int),
+    _fixed("ushort", Data.USHORT, 0x60, "H", ushort, int),
+    _fixed("short", Data.SHORT, 0x61, "h", short, int),
+    _fixed("float32", Data.FLOAT, 0x72, "f", float32, float),
+    _fixed("double", Data.DOUBLE, 0x82, "d", float),
+    _fixed("timestamp", Data.TIMESTAMP, 0x83, "q", timestamp, int),
+    _fixed("decimal32", Data.DECIMAL32, 0x74, "I", decimal32),
+    _fixed("decimal64", Data.DECIMAL64, 0x84, "Q", decimal64),
+    _Type("decimal128", Data.DECIMAL128, 0x94, (decimal128,), _pack_decimal128),
+    _Type("char", Data.CHAR, 0x73, (char, str), _pack_char),
+    _Type("uuid", Data.UUID, 0x98, (uuid.UUID,), lambda value, depth: value.bytes),
+)
+_VARIABLE = (
+    _Type("binary", Data.BINARY, 0xB0, (bytes, bytearray, memoryview), _wide(encode_binary)),
+    _Type("string", Data.STRING, 0xB1, (str,), _wide(encode_str)),
+    _Type("symbol", Data.SYMBOL, 0xB3, (symbol, str), _wide(encode_symbol)),
+    _Type("list", Data.LIST, 0xD0, (list, tuple), lambda v, depth: _compound32(_list_content(v, depth), len(v))),
+    _Type("map", Data.MAP, 0xD1, (dict,), lambda v, depth: _compound32(_map_content(v, depth), 2 * len(v))),
+    _Type("array", Data.ARRAY, 0xF0, (Array,), lambda v, depth: _compound32(_array_content(v, depth), len(v.elements))),
+)
+_TYPES = {kind.number: kind for kind in (_NULL, _BOOLEAN, _UINT, _INT32, _ULONG, _LONG, *_SIMPLE, *_VARIABLE)}
+
+
+def _encoder(kind: _Type, narrow: int | None = None, signed: bool = False, zero: bytes = b"") -> Packer:
+    """Make the encoder of a fixed-width type.
+
+    Args:
+        kind: The type in its wide form.
+        narrow: The constructor of its one-byte form, or None if it has none.
+        signed: Whether the byte of that form has a sign.
+        zero: The form without a byte, for 0; empty if it has none.
+    """
+    constructor, pack = BYTE[kind.code], kind.pack
+    if narrow is None:
+        return lambda value, depth: constructor + pack(value, depth)
+    low, high = (-128, 128) if signed else (0, 256)
+    prefix = BYTE[narrow]
+
+    def encoder(value: int, depth: int = 0) -> bytes:
+        if low <= value < high:
+            return (prefix + BYTE[value & 255]) if value or not zero else zero
+        return constructor + pack(value, depth)
+
+    return encoder
+
+
+encode_ulong = _encoder(_ULONG, 0x53, zero=b"\x44")
+_encode_long = _encoder(_LONG, 0x55, signed=True)
+
+
+def encode_int(value: int, depth: int = 0) -> bytes:
+    """Encode an int as a long."""
+    if -(1 << 63) <= value < 1 << 63:
+        return _encode_long(value, depth)
+    if 0 < value < 1 << 64:
+        raise EncodeError("an int beyond 2**63 - 1, the end of AMQP's long: use ulong(...)")
+    raise EncodeError("an int beyond the 64 bits of AMQP's largest integer: send it as a str or as bytes")
+
+
+def to_timestamp(value: datetime.datetime) -> timestamp:
+    """Turn a datetime into AMQP's milliseconds since 1970 (specification 1.6.17), cutting what is finer.
+
+    Raises:
+        EncodeError: It has no time zone, so it names no point in time.
+    """
+    if value.utcoffset() is None:
+        raise EncodeError("a datetime without a time zone names no point in time: use datetime.now(UTC), for example")
+    return timestamp((value - _EPOCH) // _MILLISECOND)
+
+
+ENCODERS: dict[type, Packer] = {
     type(None): lambda value, depth: b"\x40",
     bool: lambda value, depth: b"\x41" if value else b"\x42",
+    **{kind.takes[0]: _encoder(kind) for kind in _SIMPLE},
     int: encode_int,
-    float: _fixed_encoder("double"),
-    str: encode_str,
-    bytes: encode_binary,
-    bytearray: encode_binary,
-    memoryview: encode_binary,
-    symbol: encode_symbol,
-    uint: _encode_uint,
+    uint: _encoder(_UINT, 0x52, zero=b"\x43"),
     ulong: encode_ulong,
-    int32: _encode_int32,
-    **{
-        kind: _fixed_encoder(kind.__name__)
-        for kind in (ubyte, byte, ushort, short, float32, char, timestamp, decimal32, decimal64, decimal128)
-    },
-    uuid.UUID: _fixed_encoder("uuid"),
-    datetime.datetime: _encode_datetime,
-    list: _encode_list,
-    tuple: _encode_list,
+    int32: _encoder(_INT32, 0x54, signed=True),
+    datetime.datetime: lambda value, depth: encode_at(to_timestamp(value), depth),
+    str: encode_str,
+    symbol: encode_symbol,
+    **dict.fromkeys((bytes, bytearray, memoryview), encode_binary),
+    **dict.fromkeys((list, tuple), _encode_list),
     dict: _encode_map,
     Described: _encode_described,
     Array: _encode_array,
@@ -494,13 +450,14 @@ ENCODERS: dict[type, Callable[[Any, int], bytes]] = {
 
 # --- decoding ------------------------------------------------------------------
 #
-# A reader takes the data, the position behind its constructor, and the guard; it returns the value and the position behind it.
-# Readers of scalars do not check where they end: a position beyond its compound, or beyond the data, is seen by whoever called,
-# since every compound demands that its elements end where it ends. Slicing never reads beyond the data, indexing raises IndexError.
+# A reader takes the data, the position behind its constructor, and the guard; it returns the value and the position
+# behind it. Readers of scalars do not check where they end: a position beyond their compound, or beyond the data, is
+# seen by the caller, since every compound demands that its elements end where it ends. Slices never reach beyond the
+# data, indexing and unpacking raise there; `decode_from` turns that into DecodeError.
 
 
 class Guard:
-    """What one value, or all sections of one message, may still claim."""
+    """What one value, or all sections of one body, may still claim."""
 
     __slots__ = ("depth", "empty")
 
@@ -522,12 +479,17 @@ def _constant(value: Any) -> Reader:
     return lambda data, position, guard: (value, position)
 
 
-def _fixed_reader(layout: str, wrap: Callable[[Any], Any] | None = None) -> Reader:
+def _unpacked(layout: str, wrap: Callable[[Any], Any] | None = None) -> Reader:
     unpack = struct.Struct(layout).unpack_from
     width = struct.calcsize(layout)
     if wrap is None:
         return lambda data, position, guard: (unpack(data, position)[0], position + width)
     return lambda data, position, guard: (wrap(unpack(data, position)[0]), position + width)
+
+
+def _as(kind: type[int]) -> Callable[[Any], Any]:
+    # Past the constructors of proton's unsigned types, which cost five times as much to check what cannot be.
+    return partial(int.__new__, kind)
 
 
 def _boolean(octet: int) -> bool:
@@ -542,22 +504,18 @@ def _char(code: int) -> char:
     return char(chr(code))
 
 
-def _octets8(wrap: Callable[[bytes], Any]) -> Reader:
-    def read(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
+def _octets(size_width: int, wrap: Callable[[bytes], Any]) -> Reader:
+    """Make the reader of a size in one or four bytes, and that many bytes."""
+
+    def read8(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
         end = position + 1 + data[position]
         return wrap(data[position + 1 : end]), end
 
-    return read
-
-
-def _octets32(wrap: Callable[[bytes], Any]) -> Reader:
-    def read(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
-        end = position + 4 + int(unpack_u32(data, position)[0])
-        if end > len(data):
-            raise IndexError
+    def read32(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
+        end = position + 4 + unpack_u32(data, position)[0]
         return wrap(data[position + 4 : end]), end
 
-    return read
+    return read8 if size_width == 1 else read32
 
 
 def _octets16(wrap: Callable[[bytes], Any]) -> Reader:
@@ -574,43 +532,25 @@ def _binary(octets: bytes) -> bytes:
     return octets
 
 
-def to_str(octets: bytes) -> str:
-    """Decode UTF-8."""
-    try:
-        return octets.decode()
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"bad text: {error.reason}") from None
-
-
-def _string(octets: bytes) -> str:
-    return octets.decode()
-
-
 def _symbol(octets: bytes) -> symbol:
     return symbol(octets.decode("ascii"))
-
-
-def _uuid(octets: bytes) -> uuid.UUID:
-    return uuid.UUID(bytes=octets)
 
 
 Contents = Callable[[bytes, int, int, int, Guard], Any]
 
 
-def _compound8(contents: Contents) -> Reader:
-    def read(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
+def _compound(size_width: int, contents: Contents) -> Reader:
+    """Make the reader of a size and a count in one or four bytes each, and that many elements."""
+
+    def read8(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
         end = position + 1 + data[position]
         return contents(data, position + 2, end, data[position + 1], guard), end
 
-    return read
+    def read32(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
+        end = position + 4 + unpack_u32(data, position)[0]
+        return contents(data, position + 8, end, unpack_u32(data, position + 4)[0], guard), end
 
-
-def _compound32_reader(contents: Contents) -> Reader:
-    def read(data: bytes, position: int, guard: Guard) -> tuple[Any, int]:
-        end = position + 4 + int(unpack_u32(data, position)[0])
-        return contents(data, position + 8, end, int(unpack_u32(data, position + 4)[0]), guard), end
-
-    return read
+    return read8 if size_width == 1 else read32
 
 
 def _open(data: bytes, position: int, end: int, count: int, guard: Guard) -> None:
@@ -625,9 +565,8 @@ def _open(data: bytes, position: int, end: int, count: int, guard: Guard) -> Non
 def _close(position: int, end: int, guard: Guard) -> None:
     """Check that the elements of a compound end where its size says."""
     if position != end:
-        raise DecodeError(
-            f"the elements of a compound value end {abs(position - end)} bytes {'behind' if position > end else 'before'} its size"
-        )
+        side = "behind" if position > end else "before"
+        raise DecodeError(f"the elements of a compound value end {abs(position - end)} bytes {side} its size")
     guard.depth += 1
 
 
@@ -661,14 +600,14 @@ def _map(data: bytes, position: int, end: int, count: int, guard: Guard) -> dict
 
 def _array(data: bytes, position: int, end: int, count: int, guard: Guard) -> Array:
     _open(data, position, end, 0, guard)
-    descriptor: Any = UNDESCRIBED
+    descriptor = UNDESCRIBED
     code = data[position]
     if code == 0:
         descriptor, position = READERS[data[position + 1]](data, position + 2, guard)
         code = data[position]
     position += 1
-    kind = _ELEMENT_CODES.get(code)
-    if kind is None:
+    number = _NUMBERS.get(code)
+    if number is None:
         raise DecodeError(f"0x{code:02x} is no constructor for the elements of an array")
     if code >> 4 == 4:
         guard.empty -= count
@@ -682,7 +621,7 @@ def _array(data: bytes, position: int, end: int, count: int, guard: Guard) -> Ar
         value, position = read(data, position, guard)
         elements.append(value)
     _close(position, end, guard)
-    array = Array(descriptor, kind)
+    array = Array(descriptor, number)
     array.elements = tuple(elements)
     return array
 
@@ -702,32 +641,20 @@ def _unknown(code: int) -> Reader:
     return read
 
 
-#: Constructor code -> proton's number of the type, for all but described values.
-_ELEMENT_CODES: dict[int, int] = {
-    0x40: Data.NULL,
-    **dict.fromkeys((0x41, 0x42, 0x56), Data.BOOL),
-    0x50: Data.UBYTE,
-    0x51: Data.BYTE,
-    0x60: Data.USHORT,
-    0x61: Data.SHORT,
-    **dict.fromkeys((0x43, 0x52, 0x70), Data.UINT),
-    **dict.fromkeys((0x44, 0x53, 0x80), Data.ULONG),
-    **dict.fromkeys((0x54, 0x71), Data.INT),
-    **dict.fromkeys((0x55, 0x81), Data.LONG),
-    0x72: Data.FLOAT,
-    0x82: Data.DOUBLE,
-    0x73: Data.CHAR,
-    0x83: Data.TIMESTAMP,
-    0x74: Data.DECIMAL32,
-    0x84: Data.DECIMAL64,
-    0x94: Data.DECIMAL128,
-    0x98: Data.UUID,
-    **dict.fromkeys((0xA0, 0xB0), Data.BINARY),
-    **dict.fromkeys((0xA1, 0xB1), Data.STRING),
-    **dict.fromkeys((0xA3, 0xB3), Data.SYMBOL),
-    **dict.fromkeys((0x45, 0xC0, 0xD0), Data.LIST),
-    **dict.fromkeys((0xC1, 0xD1), Data.MAP),
-    **dict.fromkeys((0xE0, 0xF0), Data.ARRAY),
+#: Constructor -> proton's number of the type, for all but described values: each type's widest form, then the others.
+_NUMBERS: dict[int, int] = {
+    **{kind.code: kind.number for kind in _TYPES.values()},
+    **dict.fromkeys((0x41, 0x42), Data.BOOL),
+    **dict.fromkeys((0x43, 0x52), Data.UINT),
+    **dict.fromkeys((0x44, 0x53), Data.ULONG),
+    **dict.fromkeys((0x45, 0xC0), Data.LIST),
+    0x54: Data.INT,
+    0x55: Data.LONG,
+    0xA0: Data.BINARY,
+    0xA1: Data.STRING,
+    0xA3: Data.SYMBOL,
+    0xC1: Data.MAP,
+    0xE0: Data.ARRAY,
 }
 
 _KNOWN: dict[int, Reader] = {
@@ -738,39 +665,39 @@ _KNOWN: dict[int, Reader] = {
     0x43: _constant(uint(0)),
     0x44: _constant(ulong(0)),
     0x45: lambda data, position, guard: ([], position),
-    0x50: _fixed_reader(">B", ubyte),
-    0x51: _fixed_reader(">b", byte),
-    0x52: _fixed_reader(">B", uint),
-    0x53: _fixed_reader(">B", ulong),
-    0x54: _fixed_reader(">b", int32),
-    0x55: _fixed_reader(">b"),
-    0x56: _fixed_reader(">B", _boolean),
-    0x60: _fixed_reader(">H", ushort),
-    0x61: _fixed_reader(">h", short),
-    0x70: _fixed_reader(">I", uint),
-    0x71: _fixed_reader(">i", int32),
-    0x72: _fixed_reader(">f", float32),
-    0x73: _fixed_reader(">I", _char),
-    0x74: _fixed_reader(">I", decimal32),
-    0x80: _fixed_reader(">Q", ulong),
-    0x81: _fixed_reader(">q"),
-    0x82: _fixed_reader(">d"),
-    0x83: _fixed_reader(">q", timestamp),
-    0x84: _fixed_reader(">Q", decimal64),
+    0x50: _unpacked(">B", _as(ubyte)),
+    0x51: _unpacked(">b", byte),
+    0x52: _unpacked(">B", _as(uint)),
+    0x53: _unpacked(">B", _as(ulong)),
+    0x54: _unpacked(">b", int32),
+    0x55: _unpacked(">b"),
+    0x56: _unpacked(">B", _boolean),
+    0x60: _unpacked(">H", _as(ushort)),
+    0x61: _unpacked(">h", short),
+    0x70: _unpacked(">I", _as(uint)),
+    0x71: _unpacked(">i", int32),
+    0x72: _unpacked(">f", float32),
+    0x73: _unpacked(">I", _char),
+    0x74: _unpacked(">I", decimal32),
+    0x80: _unpacked(">Q", _as(ulong)),
+    0x81: _unpacked(">q"),
+    0x82: _unpacked(">d"),
+    0x83: _unpacked(">q", timestamp),
+    0x84: _unpacked(">Q", decimal64),
     0x94: _octets16(decimal128),
-    0x98: _octets16(_uuid),
-    0xA0: _octets8(_binary),
-    0xA1: _octets8(_string),
-    0xA3: _octets8(_symbol),
-    0xB0: _octets32(_binary),
-    0xB1: _octets32(_string),
-    0xB3: _octets32(_symbol),
-    0xC0: _compound8(_list),
-    0xC1: _compound8(_map),
-    0xD0: _compound32_reader(_list),
-    0xD1: _compound32_reader(_map),
-    0xE0: _compound8(_array),
-    0xF0: _compound32_reader(_array),
+    0x98: _octets16(lambda octets: uuid.UUID(bytes=octets)),
+    0xA0: _octets(1, _binary),
+    0xA1: _octets(1, bytes.decode),
+    0xA3: _octets(1, _symbol),
+    0xB0: _octets(4, _binary),
+    0xB1: _octets(4, bytes.decode),
+    0xB3: _octets(4, _symbol),
+    0xC0: _compound(1, _list),
+    0xC1: _compound(1, _map),
+    0xD0: _compound(4, _list),
+    0xD1: _compound(4, _map),
+    0xE0: _compound(1, _array),
+    0xF0: _compound(4, _array),
 }
 
 READERS: tuple[Reader, ...] = tuple(_KNOWN.get(code) or _unknown(code) for code in range(256))
@@ -796,7 +723,7 @@ def skip(data: bytes, position: int) -> int:
         if width < 4:
             raise DecodeError(f"0x{code:02x} at byte {position - 1} is no AMQP constructor")
         if width >= 0xA:
-            position += 1 + data[position] if not width & 1 else 4 + int(unpack_u32(data, position)[0])
+            position += 4 + unpack_u32(data, position)[0] if width & 1 else 1 + data[position]
         elif width > 4:
             position += 1 << (width - 5)
         wanted -= 1

@@ -60,7 +60,8 @@ class Waiters:
 
     def wake_all(self) -> None:
         """Signal every waiter."""
-        self.wake(len(self._queue))
+        if self._queue:
+            self.wake(len(self._queue))
 
     async def wait(self) -> None:
         """Wait for a signal; cancelling passes a signal already given on to the next waiter."""

@@ -336,9 +336,9 @@ class DeliveryUnknown(AMQPError):
     sent = True
 
     def __init__(self, message: Message | bytes, stop: StopReason, where: str = "") -> None:
-        place = f" to {where}" if where else ""
+        place = f"{where}: " if where else ""
         super().__init__(
-            f"delivery{place} in doubt, {stop}; it may or may not have arrived: "
+            f"{place}delivery in doubt, {stop}; it may or may not have arrived: "
             "send it again only if the receiver can tell duplicates"
         )
         self.message = message
@@ -354,8 +354,8 @@ class SettlementLost(AMQPError):
     """
 
     def __init__(self, stop: StopReason, where: str = "") -> None:
-        place = f" from {where}" if where else ""
-        super().__init__(f"settlement of a delivery{place} lost, {stop}; the peer will deliver it again")
+        place = f"{where}: " if where else ""
+        super().__init__(f"{place}settlement lost, {stop}; the peer will deliver the message again")
         self.stop = stop
         self.__cause__ = stop.cause
 

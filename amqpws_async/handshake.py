@@ -10,14 +10,14 @@ import urllib.parse
 from typing import Any, Final
 
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidProxyStatus, ProxyError
+from websockets.exceptions import InvalidHandshake, InvalidMessage
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 
 from .errors import HandshakeError
 from .options import ConnectionOptions
 
-__all__ = ["MaskingLogger", "Secrets", "handshake_error", "network_text", "proxy_text", "refused", "unfit"]
+__all__ = ["MaskingLogger", "Secrets", "handshake_error", "network_text", "refused", "unfit"]
 
 _MAX_BODY: Final = 4096
 _SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
@@ -50,8 +50,6 @@ class MaskingLogger(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log with secrets masked and payloads left out."""
-        if not self.isEnabledFor(level):
-            return
         shown: tuple[object, ...] = tuple(map(_shown, args))
         match (str(msg), args):
             case ("> GET %s HTTP/1.1", (str(path),)):
@@ -172,7 +170,7 @@ def network_text(options: ConnectionOptions, error: OSError) -> str:
             "if its CA is your own, pass the CA's PEM file: ssl='ca.pem'"
         )
     if isinstance(error, tls.SSLError):
-        if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        if getattr(error, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             return f"{where}: the server does not speak TLS at this port: is it ws://, or another port?"
         return f"{where}: TLS failed: {error}"
     if isinstance(error, socket.gaierror):
@@ -181,18 +179,12 @@ def network_text(options: ConnectionOptions, error: OSError) -> str:
         return f"{where}: nothing listens there: {peer} refused the TCP connection or cannot be reached"
     if isinstance(error, TimeoutError):
         return f"{where}: {peer} did not answer the TCP connection in the time the operating system gives it"
-    return f"{where}: the network failed: {error.strerror or error or type(error).__name__}"
-
-
-def proxy_text(options: ConnectionOptions, error: ProxyError) -> str:
-    """What the proxy said to our CONNECT."""
-    proxy = urllib.parse.urlsplit(options.proxy_url or "")
-    where = f"{options.origin} through the proxy {proxy.scheme}://{proxy.hostname}:{proxy.port}"
-    if isinstance(error, InvalidProxyStatus):
-        status = error.response.status_code
-        advice = "it wants (other) credentials" if status == 407 else "it does not let us through to that host and port"
-        return f"{where}: the proxy answered with HTTP status {status}: {advice}"
-    return f"{where}: the proxy did not open a tunnel: {error}"
+    if options.encrypted and isinstance(error, ConnectionError):
+        return (
+            f"{where}: the connection was ended before TLS was established: is there a version in common, "
+            "is a client certificate wanted, or is there a firewall on the way?"
+        )
+    return f"{where}: the network failed: {error.strerror or str(error) or type(error).__name__}"
 
 
 def _brief(error: BaseException | None, secrets: Secrets) -> str:

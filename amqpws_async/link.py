@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .endpoint import Endpoint, EndpointState
 from .errors import AttachError, ErrorCondition, RedirectError, StopReason, closed_error
+from .terminus import ExpiryPolicy, TerminusDurability
 
 if TYPE_CHECKING:
     from .engine import AttachFields, RemoteAttach
@@ -71,6 +72,7 @@ class Link(Endpoint):
         self._name = name or f"{self.role}-{uuid.uuid4().hex}"
         self._address = address
         self._remote: RemoteAttach | None = None
+        self._closing = True  # whether to detach with closed=true
 
     # --- what is known ------------------------------------------------------------------
 
@@ -186,6 +188,14 @@ class Link(Endpoint):
 
     # --- the engine's calls -----------------------------------------------------------------
 
+    @property
+    def _durable(self) -> bool:
+        """Whether the peer's terminus is to outlive the link: only an explicit close destroys it."""
+        far = self._fields.source if self.role == "receiver" else self._fields.target
+        return far is not None and (
+            far.durable is not TerminusDurability.NONE or far.expiry_policy is ExpiryPolicy.NEVER
+        )
+
     def _on_attached(self, remote: RemoteAttach) -> None:
         self._remote = remote
         far = self._far_terminus(remote)
@@ -207,7 +217,8 @@ class Link(Endpoint):
     async def close(self) -> None:
         """Close the link: finish what is in hand, then detach with ``closed=true`` and wait for the peer's answer.
 
-        A second call waits for the first. Cancelling detaches without waiting.
+        A second call waits for the first. Cancelling detaches without waiting, and so does leaving ``async with`` by an
+        exception; a durable terminus is then only detached (``closed=false``), never destroyed.
 
         Raises:
             LinkClosed: The peer answered with an error.
@@ -237,6 +248,7 @@ class Link(Endpoint):
             await self._wait_closed()
             return
         deadline = self._loop.time() + self._close_timeout
+        self._closing = closed
         self._set_state(EndpointState.CLOSING)
         try:
             self._quiesce()
@@ -260,7 +272,7 @@ class Link(Endpoint):
 
     def _abandon(self) -> None:
         if self._stop is None:
-            self._link.detach()
+            self._link.detach(closed=self._closing and not self._durable)
             self._runner.wake()
             self._fail(StopReason("link", "local"))
 
@@ -269,9 +281,10 @@ class Link(Endpoint):
         if getattr(self, "_stop", self) is None and self._state is not EndpointState.OPENING:
             self._warn_unclosed(self)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(_detach_dropped, self._link, self._runner)
+                closed = not self._durable
+                self._loop.call_soon_threadsafe(_detach_dropped, self._link, self._runner, closed)
 
 
-def _detach_dropped(link: Any, runner: Any) -> None:
-    link.detach()
+def _detach_dropped(link: Any, runner: Any, closed: bool) -> None:
+    link.detach(closed=closed)
     runner.wake()

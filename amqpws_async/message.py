@@ -1,9 +1,9 @@
 """Messages: their sections (specification 3.2) as Python attributes, and as bytes.
 
-A message made by you keeps what you gave it, and `Message.encode` writes the sections. One that arrived keeps its bytes:
-the sections are found once, each is decoded when you first ask for it, and as long as you change nothing `encode` gives
-the very same bytes back. Change a field and only its section is written anew: the rest, the bare message above all, which
-nobody on the way may alter (3.2), stays as it came.
+A message made by you keeps what you gave it, and `Message.encode` writes the sections. One that arrived keeps its
+bytes: the sections are found once, each is decoded when you first ask for it, and as long as you change nothing
+`encode` gives the very same bytes back. Change a field and only its section is written anew: the rest, the bare message
+above all, which nobody on the way may alter (3.2), stays as it came.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import zip_longest
 from typing import Any, Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from . import codec
-from .codec import BYTE, STR8, Guard, pack_u32, symbol, timestamp, ubyte, uint, ulong, unpack_u32
+from .codec import BYTE, STR8, Guard, pack_size, symbol, timestamp, ubyte, uint, ulong, unpack_u32
 from .errors import DecodeError, EncodeError
 from .outcomes import ACCEPTED, RELEASED, Accepted, Modified, NoOutcome, Outcome, Received, Rejected, Released
 
@@ -25,6 +25,7 @@ __all__ = [
     "ACCEPTED",
     "RELEASED",
     "Accepted",
+    "Body",
     "Data",
     "Message",
     "MessageFields",
@@ -137,11 +138,317 @@ def _body(value: Any) -> Body:
         return value
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    hint = {str: "encode it, or wrap it in Value(...)", list: "wrap it in Sequence(...) or Value(...)"}
+    hints: dict[type, str] = {
+        str: "encode it, or wrap it in Value(...)",
+        list: "wrap it in Sequence(...) or Value(...)",
+    }
     raise TypeError(
         f"a body is bytes, Data, Sequence, Value or None, not {type(value).__name__}: "
-        + hint.get(type(value), "encode it (as JSON, for example), or wrap it in Value(...)")
+        + hints.get(type(value), "encode it (as JSON, for example), or wrap it in Value(...)")
     )
+
+
+# --- what the sections hold --------------------------------------------------------------
+
+_HEADER, _DELIVERY, _ANNOTATIONS, _PROPERTIES, _APPLICATION, _DATA, _SEQUENCE, _VALUE, _FOOTER = range(9)
+_NAMES = (
+    "header",
+    "delivery-annotations",
+    "message-annotations",
+    "properties",
+    "application-properties",
+    "data",
+    "amqp-sequence",
+    "amqp-value",
+    "footer",
+)
+
+#: All fields and map sections by name, and the fields of the two sections that are lists, in the specification's order.
+#: The fields enter themselves, below.
+_FIELDS: dict[str, _Field[Any, Any]] = {}
+_LISTS: dict[int, list[_Field[Any, Any]]] = {_HEADER: [], _PROPERTIES: []}
+_MAPS: dict[int, str] = {}
+#: Property -> its place in the list, whether it is a symbol, and its encoder: what writing the usual message needs.
+_PROPERTY: dict[str, tuple[int, bool, Callable[[Any], bytes]]] = {}
+
+_LIST_CODES, _MAP_CODES, _BINARY_CODES = b"\x45\xc0\xd0", b"\xc1\xd1", b"\xa0\xb0"
+#: Section -> the constructors its value may have; an amqp-value may have any.
+_CODES = (
+    _LIST_CODES,
+    _MAP_CODES,
+    _MAP_CODES,
+    _LIST_CODES,
+    _MAP_CODES,
+    _BINARY_CODES,
+    _LIST_CODES,
+    bytes(range(256)),
+    _MAP_CODES,
+)
+#: The usual first four bytes of a section (descriptor as smallulong, constructor of a value with a size) -> section, or
+#: section + 16 where the size takes four bytes.
+_LAYOUTS: dict[bytes, int] = {
+    bytes((0x00, 0x53, 0x70 + section, code)): section + (16 if code & 0x10 else 0)
+    for section in range(9)
+    for code in _CODES[section]
+    if code in b"\xa0\xa1\xa3\xb0\xb1\xb3\xc0\xc1\xd0\xd1"
+}
+_SYMBOLS: dict[str, int] = {
+    f"amqp:{name}:{kind}": section
+    for section, (name, kind) in enumerate(
+        zip(_NAMES, ("list", "map", "map", "list", "map", "binary", "list", "*", "map"), strict=True)
+    )
+}
+
+
+def _odd_section(raw: bytes, position: int) -> tuple[int, int, int]:
+    """Read the start of a section however it is encoded: its number, where its value starts, where it ends."""
+    if raw[position]:
+        raise DecodeError(f"byte {position} begins no section of a message")
+    if raw[position + 1] not in b"\x53\x80\xa3\xb3":
+        raise DecodeError(f"the section at byte {position} has a descriptor that is no ulong and no symbol")
+    descriptor, start = codec.decode_from(raw, position + 1)
+    section = _SYMBOLS.get(descriptor, -1) if isinstance(descriptor, str) else descriptor - 0x70
+    if not 0 <= section <= _FOOTER:
+        raise DecodeError(f"no section of a message has the descriptor {descriptor!r:.40}")
+    if raw[start] not in _CODES[section]:
+        raise DecodeError(f"a section {_NAMES[section]} cannot hold a value of constructor 0x{raw[start]:02x}")
+    return section, start, codec.skip(raw, start)
+
+
+# --- sections to bytes ------------------------------------------------------------
+
+_DATA8 = tuple(b"\x00\x53\x75\xa0" + octet for octet in BYTE)
+_PROPERTIES8 = tuple(b"\x00\x53\x73\xc0" + octet for octet in BYTE)
+_APPLICATION8 = tuple(b"\x00\x53\x74\xc1" + octet for octet in BYTE)
+_SMALL = {value: b"\x55" + BYTE[value & 255] for value in range(-128, 128)}
+_NULLS = tuple(b"\x40" * count for count in range(14))
+
+#: Encoded symbols and keys, and decoded keys: a program uses few, over and over. Each is emptied when full, so that a
+#: peer that makes up new ones costs time and no memory.
+_CACHED = 1024
+_encoded_symbols: dict[str, bytes] = {}
+_encoded_keys: dict[str, bytes] = {}
+_decoded_keys: dict[bytes, str] = {}
+
+
+def _remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:
+    if len(key) < 256:
+        if len(cache) >= _CACHED:
+            cache.clear()
+        cache[key] = value
+    return value
+
+
+def _encode_symbol(value: str) -> bytes:
+    return _encoded_symbols.get(value) or cast(bytes, _remember(_encoded_symbols, value, codec.encode_symbol(value)))
+
+
+def _encode_sections(fields: dict[str, Any], head: bytes, body: bytes) -> bytes:
+    """Put the sections in front of and behind an encoded body, which comes in two pieces.
+
+    The usual message, properties in the order of the specification and application properties, is written in one pass.
+    """
+    properties = application = b""
+    count = 0
+    for name, value in fields.items():
+        if value is None:
+            continue
+        place = _PROPERTY.get(name)
+        if place is not None:
+            index, is_symbol, encode = place
+            if index != count:
+                if index < count:
+                    break
+                properties += _NULLS[index - count]
+            if type(value) is not str:
+                properties += encode(value)
+            elif is_symbol:
+                properties += _encoded_symbols.get(value) or encode(value)
+            else:
+                try:
+                    octets = value.encode()
+                except UnicodeEncodeError:
+                    octets = codec.encode_str(value)  # raises
+                size = len(octets)
+                properties += STR8[size] + octets if size < 256 else codec.encode_str(value)
+            count = index + 1
+        elif name == "application_properties":
+            if value:
+                application = _encode_application_properties(value)
+        else:
+            break
+    else:
+        if not count:
+            return b"".join((application, head, body))
+        size = len(properties) + 1
+        if size < 256:
+            return b"".join((_PROPERTIES8[size], BYTE[count], properties, application, head, body))
+        return b"".join((b"\x00\x53\x73", codec.compound(0xC0, properties, count), application, head, body))
+    front = (_HEADER, _DELIVERY, _ANNOTATIONS, _PROPERTIES, _APPLICATION)
+    return b"".join(
+        (*[_encode_section(section, fields) for section in front], head, body, _encode_section(_FOOTER, fields))
+    )
+
+
+def _encode_section(section: int, fields: dict[str, Any]) -> bytes:
+    """Encode any section but the body, to nothing if nothing is in it."""
+    if section in _LISTS:
+        parts: list[bytes] = []
+        count = 0
+        for field in _LISTS[section]:
+            value = fields.get(field.name)
+            if value is None or value == field.default:
+                parts.append(b"\x40")
+            else:
+                parts.append(field.encode(value))
+                count = field.index + 1
+        return (
+            bytes((0x00, 0x53, 0x70 + section)) + codec.compound(0xC0, b"".join(parts[:count]), count) if count else b""
+        )
+    entries = fields.get(_MAPS[section])
+    if not entries:
+        return b""
+    return _encode_application_properties(entries) if section == _APPLICATION else _encode_annotations(section, entries)
+
+
+def _encode_annotations(section: int, entries: Mapping[Any, Any]) -> bytes:
+    parts = []
+    for key, value in entries.items():
+        if isinstance(key, str):
+            parts.append(_encode_symbol(key))
+        elif isinstance(key, ulong):
+            parts.append(codec.encode(key))
+        else:
+            hint = ": use ulong(...)" if isinstance(key, int) else ""
+            raise EncodeError(f"keys of {_NAMES[section]} are symbols or ulongs, not {type(key).__name__}{hint}")
+        parts.append(codec.encode(value))
+    return bytes((0x00, 0x53, 0x70 + section)) + codec.compound(0xC1, b"".join(parts), len(parts))
+
+
+def _encode_application_properties(entries: Mapping[Any, Any]) -> bytes:
+    parts: list[bytes] = []
+    put = parts.append
+    cached = _encoded_keys.get
+    for key, value in entries.items():
+        put(cached(key) or _encode_key(key))
+        kind = type(value)
+        if kind is str:
+            try:
+                octets = value.encode()
+            except UnicodeEncodeError:
+                octets = codec.encode_str(value)  # raises
+            size = len(octets)
+            put(STR8[size] + octets if size < 256 else codec.encode_str(value))
+        elif kind is int:
+            put(_SMALL.get(value) or codec.encode_int(value))
+        else:
+            put(_encode_simple(key, value))
+    content = b"".join(parts)
+    size = len(content) + 1
+    count = 2 * len(entries)
+    if size < 256 and count < 256:
+        return _APPLICATION8[size] + BYTE[count] + content
+    return b"\x00\x53\x74" + codec.compound(0xC1, content, count)
+
+
+def _encode_key(key: Any) -> bytes:
+    if not isinstance(key, str):
+        raise EncodeError(f"keys of application properties are str, not {type(key).__name__}: use str({key!r})")
+    return cast(bytes, _remember(_encoded_keys, key, codec.encode_str(key)))
+
+
+def _encode_simple(key: str, value: Any) -> bytes:
+    octets = codec.encode(value)
+    if octets[0] >= 0xC0 or octets[0] == 0x45:
+        raise EncodeError(
+            f"application property {key!r} is of type {type(value).__name__}: AMQP (3.2.5) allows no lists, maps or "
+            "arrays there; send JSON text, or put it into the body"
+        )
+    return octets
+
+
+def _encode_body(body: Body) -> bytes:
+    if isinstance(body, bytes):
+        return b"\x00\x53\x75" + codec.encode_binary(body)
+    if isinstance(body, Data):
+        return b"".join([b"\x00\x53\x75" + codec.encode_binary(part) for part in body.parts])
+    if isinstance(body, Sequence):
+        return b"".join([b"\x00\x53\x76" + codec.encode(values) for values in body.lists])
+    return b"\x00\x53\x77" + codec.encode(body.value if body is not None else None)
+
+
+# --- sections from bytes ---------------------------------------------------------------------
+
+
+def _read_data(raw: bytes, start: int) -> bytes:
+    if raw[start] == 0xA0:
+        return raw[start + 2 : start + 2 + raw[start + 1]]
+    return raw[start + 5 : start + 5 + unpack_u32(raw, start + 1)[0]]
+
+
+def _read_rare_body(raw: bytes, offsets: list[int]) -> Body:
+    """Decode any body but one data section."""
+    if offsets[_DATA]:
+        return Data(*[_read_data(raw, start) for start in (offsets[_DATA], *offsets[9:])])
+    guard = Guard()
+    if offsets[_SEQUENCE]:
+        return Sequence(*[codec.decode_from(raw, start, guard)[0] for start in (offsets[_SEQUENCE], *offsets[9:])])
+    return _body(Value(codec.decode_from(raw, offsets[_VALUE], guard)[0])) if offsets[_VALUE] else None
+
+
+def _read_annotations(raw: bytes, start: int) -> dict[Any, Any]:
+    entries: dict[Any, Any] = codec.decode_from(raw, start)[0]
+    for key in entries:
+        if not isinstance(key, str | ulong):
+            raise DecodeError(f"a key of annotations is of type {type(key).__name__}, not a symbol or ulong")
+    return entries
+
+
+def _read_application_properties(raw: bytes, start: int) -> dict[str, Any]:
+    """Decode the section, the usual short strings and ints without a call for each."""
+    entries: dict[str, Any] = {}
+    if raw[start] == 0xC1:
+        end = start + 2 + raw[start + 1]
+        count = raw[start + 2]
+        position = start + 3
+    else:
+        end = start + 5 + unpack_u32(raw, start + 1)[0]
+        count = unpack_u32(raw, start + 5)[0]
+        position = start + 9
+    cached = _decoded_keys.get
+    guard: Guard | None = None
+    try:
+        for _ in range(count >> 1):
+            if raw[position] == 0xA1:
+                begin = position + 2
+                position = begin + raw[position + 1]
+                octets = raw[begin:position]
+                key = cached(octets) or _remember(_decoded_keys, octets, octets.decode())
+            else:
+                key, position = codec.decode_from(raw, position)
+                if not isinstance(key, str):
+                    raise DecodeError(f"a key of application properties is of type {type(key).__name__}, not a string")
+            code = raw[position]
+            if code == 0xA1:
+                begin = position + 2
+                position = begin + raw[position + 1]
+                entries[key] = raw[begin:position].decode()
+            elif code == 0x55:
+                octet = raw[position + 1]
+                entries[key] = octet if octet < 128 else octet - 256
+                position += 2
+            else:
+                guard = guard or Guard()
+                entries[key], position = codec.decode_from(raw, position, guard)
+    except IndexError:
+        position = end + 1
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"bad text in application properties: {error.reason}") from None
+    if position != end or count & 1:
+        raise DecodeError("application properties whose entries do not fill their size")
+    if len(entries) != count >> 1:
+        raise DecodeError("application properties with two equal keys")
+    return entries
 
 
 # --- what a field takes -----------------------------------------------------------
@@ -154,7 +461,8 @@ class _Kind(NamedTuple):
     takes: frozenset[type]
     #: Checks and converts anything else; is given the field's name for its errors.
     convert: Callable[[str, Any], Any]
-    #: The types it may arrive as. A string may come for a symbol and the other way round: peers mix them up, nothing is lost.
+    #: The types it may arrive as. A string may come for a symbol and the other way round: peers mix them up, and
+    #: nothing is lost.
     arrives: type | tuple[type, ...]
     encode: Callable[[Any], bytes] = codec.encode
 
@@ -168,7 +476,7 @@ def _number(highest: int, kind: type[int]) -> Callable[[str, Any], Any]:
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} is an int, not {type(value).__name__}")
         if not 0 <= value <= highest:
-            raise EncodeError(f"{name} is out of range: {value:d} is not between 0 and {highest}")
+            raise EncodeError(f"{name} is out of range: it goes from 0 to {highest}")
         return kind(value)
 
     return convert
@@ -178,7 +486,7 @@ def _milliseconds(name: str, value: Any) -> uint:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
     if not 0 <= value <= 0xFFFFFFFF / 1000:
-        raise EncodeError(f"{name} is out of range: {value} is not between 0 and 4294967.295 seconds")
+        raise EncodeError(f"{name} is out of range: it goes from 0 to 4294967.295 seconds")
     return uint(round(value * 1000))
 
 
@@ -217,7 +525,7 @@ def _timestamp(name: str, value: Any) -> timestamp:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is milliseconds since 1970 or an aware datetime, not {type(value).__name__}")
     if not -(1 << 63) <= value < 1 << 63:
-        raise EncodeError(f"{name} is out of range: {value:d} does not fit into 64 bits")
+        raise EncodeError(f"{name} is out of range: it has 64 bits, sign included")
     return timestamp(value)
 
 
@@ -227,26 +535,6 @@ def _dict(name: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a mapping, not {type(value).__name__}")
     return value if isinstance(value, dict) else dict(value)
-
-
-#: Encoded symbols and keys, and decoded keys: a program uses few, over and over. Each is emptied when full, so that a peer
-#: that makes up new ones costs time and no memory.
-_CACHED = 1024
-_encoded_symbols: dict[str, bytes] = {}
-_encoded_keys: dict[str, bytes] = {}
-_decoded_keys: dict[bytes, str] = {}
-
-
-def _remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:
-    if len(key) < 256:
-        if len(cache) >= _CACHED:
-            cache.clear()
-        cache[key] = value
-    return value
-
-
-def _encode_symbol(value: str) -> bytes:
-    return _encoded_symbols.get(value) or cast(bytes, _remember(_encoded_symbols, value, codec.encode_symbol(value)))
 
 
 _NONE = type(None)
@@ -264,16 +552,9 @@ _MAP = _Kind(frozenset((dict,)), _dict, dict)
 
 # --- the fields -------------------------------------------------------------------
 
-_HEADER, _DELIVERY, _ANNOTATIONS, _PROPERTIES, _APPLICATION, _DATA, _SEQUENCE, _VALUE, _FOOTER = range(9)
-
-#: All fields and map sections by name, and the fields of the two sections that are lists, in the specification's order.
-_FIELDS: dict[str, _Field[Any, Any]] = {}
-_LISTS: dict[int, list[_Field[Any, Any]]] = {_HEADER: [], _PROPERTIES: []}
-_MAPS: dict[int, str] = {}
-
 
 class _Unread:
-    """Stands for what has not been decoded yet; the class itself does, which unlike an instance survives copy and pickle."""
+    """Stands, as a class, for what has not been decoded yet: unlike an instance it survives copy and pickle."""
 
 
 _Get = TypeVar("_Get")
@@ -289,7 +570,6 @@ class _Field(Generic[_Get, _Set]):
     def __init__(self, section: int, kind: _Kind, doc: str, default: Any = None) -> None:
         self.section = section
         self.takes, self.convert, self.arrives, self.encode = kind
-        self.is_symbol = kind is _SYMBOL
         self.default = default
         self.__doc__ = doc
 
@@ -299,6 +579,8 @@ class _Field(Generic[_Get, _Set]):
         if self.section in _LISTS:
             self.index = len(_LISTS[self.section])
             _LISTS[self.section].append(self)
+            if self.section == _PROPERTIES:
+                _PROPERTY[name] = self.index, self.encode is _encode_symbol, self.encode
         else:
             _MAPS[self.section] = name
 
@@ -344,19 +626,32 @@ class _MessageIdField(_Field[MessageId | None, MessageId | None]):
         raw = message._raw
         if raw is not None:
             start = (message._offsets or message._scan())[_PROPERTIES]
-            if start and raw[start] == 0xC0 and raw[start + 1] > 2 and raw[start + 2] and raw[start + 3] == 0xA1:
-                end = start + 5 + raw[start + 4]
-                if end <= start + 2 + raw[start + 1]:
-                    value = message._fields[self.name] = codec.to_str(raw[start + 5 : end])
-                    return value
+            try:
+                if start and raw[start] == 0xC0 and raw[start + 3] == 0xA1 and raw[start + 2]:
+                    end = start + 5 + raw[start + 4]
+                    if end <= start + 2 + raw[start + 1]:
+                        value = message._fields["message_id"] = raw[start + 5 : end].decode()
+                        return value
+            except (IndexError, UnicodeDecodeError):
+                pass  # decoding the whole list says what is wrong
         return super()._read(message)
 
 
 class _MapField(_Field[dict[Any, Any], Mapping[Any, Any] | None]):
     """A section that is a map: always a dict, so that neither reading nor adding an entry needs a check for None."""
 
+    def __init__(self, section: int, doc: str) -> None:
+        super().__init__(section, _MAP, doc)
+        self.read_section = _read_application_properties if section == _APPLICATION else _read_annotations
+
     def _read(self, message: Message) -> Any:
-        entries = message._fields[self.name] = message._read_map(self.section) if message._raw is not None else {}
+        raw = message._raw
+        entries: dict[Any, Any] = {}
+        if raw is not None:
+            start = (message._offsets or message._scan())[self.section]
+            if start:
+                entries = self.read_section(raw, start)
+        message._fields[self.name] = entries
         return entries
 
 
@@ -391,9 +686,9 @@ class Message:
     """An AMQP message.
 
     Args:
-        body: bytes (one data section), `Data` (several), `Sequence`, `Value`, or None for no body, which travels as a null
-            amqp-value since the specification wants one of the three. Text and objects are refused rather than guessed
-            at: encode them, or wrap them in `Value`.
+        body: bytes (one data section), `Data` (several), `Sequence`, `Value`, or None for no body, which travels as a
+            null amqp-value since the specification wants one of the three. Text and objects are refused rather than
+            guessed at: encode them, or wrap them in `Value`.
         **fields: Any of the attributes below, by name. None means not given. A dict is kept, not copied.
 
     Raises:
@@ -405,8 +700,9 @@ class Message:
 
     __slots__ = ("_body", "_edited", "_fields", "_offsets", "_raw")
 
-    #: The bytes it was decoded from, for good; `_edited` has a bit for each section that is not taken from them any more.
+    #: The bytes it was decoded from, for good.
     _raw: bytes | None
+    #: A bit for each section that is not taken from them any more.
     _edited: int
     #: Where each section's value starts, 0 for none; further data or sequence sections follow at 9, 10, ...
     _offsets: list[int] | None
@@ -459,16 +755,16 @@ class Message:
     reply_to_group_id = _Field[str | None, str | None](_PROPERTIES, _STRING, "The group that replies belong to.")
 
     # sections that are maps (3.2.2, 3.2.3, 3.2.5, 3.2.10)
-    delivery_annotations = _MapField(_DELIVERY, _MAP, "For the next hop; keys are symbols (a str will do) or ulongs.")
-    message_annotations = _MapField(_ANNOTATIONS, _MAP, "For every hop; keys are symbols (a str will do) or ulongs.")
-    application_properties = _MapField(_APPLICATION, _MAP, "Yours: str keys; values other than lists, maps and arrays.")
-    footer = _MapField(_FOOTER, _MAP, "What is known only after the body, such as hashes; keys as in annotations.")
+    delivery_annotations = _MapField(_DELIVERY, "For the next hop; keys are symbols (a str will do) or ulongs.")
+    message_annotations = _MapField(_ANNOTATIONS, "For every hop; keys are symbols (a str will do) or ulongs.")
+    application_properties = _MapField(_APPLICATION, "Yours: str keys; values other than lists, maps and arrays.")
+    footer = _MapField(_FOOTER, "What is known only after the body, such as hashes; keys as in annotations.")
 
     @property
     def body(self) -> Body:
         """The body: bytes for exactly one data section, else `Data`, `Sequence`, `Value` or None."""
         body = self._body
-        return self._read_body() if body is _Unread else body  # type: ignore[no-any-return]
+        return self._read_body() if body is _Unread else body
 
     @body.setter
     def body(self, body: Body) -> None:
@@ -540,18 +836,11 @@ class Message:
         values = codec.decode_from(self._source(), start)[0] if start else []
         if len(values) > len(fields):
             raise DecodeError(f"{_NAMES[section]} of {len(values)} fields: AMQP has {len(fields)}")
-        put = self._fields.setdefault
-        for field, value in zip_longest(fields, values):
+        for field, value in zip(fields, values, strict=False):
             if value is not None and not isinstance(value, field.arrives):
                 raise DecodeError(f"{field.name} cannot be a {type(value).__name__}")
-            put(field.name, value)
-
-    def _read_map(self, section: int) -> dict[Any, Any]:
-        start = (self._offsets or self._scan())[section]
-        if not start:
-            return {}
-        raw = self._source()
-        return _read_application_properties(raw, start) if section == _APPLICATION else _read_annotations(raw, start)
+        for field, value in zip_longest(fields, values):
+            self._fields.setdefault(field.name, value)
 
     def _read_body(self) -> Body:
         raw = self._source()
@@ -575,12 +864,13 @@ class Message:
             EncodeError: A value that AMQP cannot carry, or not in that place.
         """
         raw = self._raw
-        if raw is not None:
-            return self._encode_changes() if self._fields or self._edited or self._body is not _Unread else raw
         body = self._body
+        if raw is not None:
+            untouched = not (self._fields or self._edited) and (body is _Unread or type(body) is bytes)
+            return raw if untouched else self._encode_changes()
         if type(body) is bytes:
             size = len(body)
-            head = _DATA8[size] if size < 256 else b"\x00\x53\x75\xb0" + pack_u32(size)
+            head = _DATA8[size] if size < 256 else b"\x00\x53\x75\xb0" + pack_size(size)
         else:
             head = b""
             body = _encode_body(body)
@@ -616,18 +906,17 @@ class Message:
                 return _encode_body(body)
             if not isinstance(body, Sequence | Value):
                 return None
+            # Compared by their encodings: 1 == True == ulong(1), yet they are three things to send.
             encoded = _encode_body(body)
-            return (
-                None
-                if encoded == _encode_body(_read_rare_body(self._source(), self._offsets or self._scan()))
-                else encoded
-            )
-        if edited:
-            return _encode_section(section, self._fields)
-        entries = self._fields.get(_MAPS[section]) if section in _MAPS else None
-        # Compared by their encodings: 1 == True == ulong(1), yet they are three things to send.
-        if entries is None or codec.encode(entries) == codec.encode(self._read_map(section)):
-            return None
+            arrived = _encode_body(_read_rare_body(self._source(), self._offsets or self._scan()))
+            return None if encoded == arrived else encoded
+        if not edited:
+            entries = self._fields.get(_MAPS[section]) if section in _MAPS else None
+            if entries is None:
+                return None
+            before = codec.decode_from(self._source(), start)[0] if start else {}
+            if codec.encode(entries) == codec.encode(before):
+                return None
         return _encode_section(section, self._fields)
 
     # --- the object ---
@@ -704,279 +993,3 @@ def _describe(body: Body) -> str:
         return f"<{kind}, {len(_encode_body(body))} bytes>"
     except EncodeError:
         return f"<{kind}, not encodable>"
-
-
-# --- what the sections hold --------------------------------------------------------------
-
-_NAMES = (
-    "header",
-    "delivery-annotations",
-    "message-annotations",
-    "properties",
-    "application-properties",
-    "data",
-    "amqp-sequence",
-    "amqp-value",
-    "footer",
-)
-_LIST_CODES, _MAP_CODES, _BINARY_CODES = b"\x45\xc0\xd0", b"\xc1\xd1", b"\xa0\xb0"
-#: Section -> the constructors its value may have; an amqp-value may have any.
-_CODES = (
-    _LIST_CODES,
-    _MAP_CODES,
-    _MAP_CODES,
-    _LIST_CODES,
-    _MAP_CODES,
-    _BINARY_CODES,
-    _LIST_CODES,
-    bytes(range(256)),
-    _MAP_CODES,
-)
-#: The usual first four bytes of a section (descriptor as smallulong, constructor of a value with a size) -> section, or
-#: section + 16 where the size takes four bytes.
-_LAYOUTS: dict[bytes, int] = {
-    bytes((0x00, 0x53, 0x70 + section, code)): section + (16 if code & 0x10 else 0)
-    for section in range(9)
-    for code in _CODES[section]
-    if code in b"\xa0\xa1\xa3\xb0\xb1\xb3\xc0\xc1\xd0\xd1"
-}
-_SYMBOLS: dict[str, int] = {
-    f"amqp:{name}:{kind}": section
-    for section, (name, kind) in enumerate(
-        zip(_NAMES, ("list", "map", "map", "list", "map", "binary", "list", "*", "map"), strict=True)
-    )
-}
-
-
-def _odd_section(raw: bytes, position: int) -> tuple[int, int, int]:
-    """Read the start of a section however it is encoded: its number, where its value starts, where it ends."""
-    if raw[position]:
-        raise DecodeError(f"byte {position} begins no section of a message")
-    if raw[position + 1] not in b"\x53\x80\xa3\xb3":
-        raise DecodeError(f"the section at byte {position} has a descriptor that is no ulong and no symbol")
-    descriptor, start = codec.decode_from(raw, position + 1)
-    section = _SYMBOLS.get(descriptor, -1) if isinstance(descriptor, str) else descriptor - 0x70
-    if not 0 <= section <= _FOOTER:
-        raise DecodeError(f"no section of a message has the descriptor {str(descriptor)[:40]!r}")
-    if raw[start] not in _CODES[section]:
-        raise DecodeError(f"a section {_NAMES[section]} cannot hold a value of constructor 0x{raw[start]:02x}")
-    return section, start, codec.skip(raw, start)
-
-
-# --- sections to bytes ------------------------------------------------------------
-
-_DATA8 = tuple(b"\x00\x53\x75\xa0" + octet for octet in BYTE)
-_PROPERTIES8 = tuple(b"\x00\x53\x73\xc0" + octet for octet in BYTE)
-_APPLICATION8 = tuple(b"\x00\x53\x74\xc1" + octet for octet in BYTE)
-_SMALL = {value: b"\x55" + BYTE[value & 255] for value in range(-128, 128)}
-_NULLS = tuple(b"\x40" * count for count in range(14))
-
-
-def _encode_sections(fields: dict[str, Any], head: bytes, body: bytes) -> bytes:
-    """Put the sections in front of and behind an encoded body, which comes in two pieces.
-
-    The usual message, properties in the order of the specification and application properties, is written in one pass.
-    """
-    properties: list[bytes] = []
-    put = properties.append
-    count = 0
-    application = b""
-    for name, value in fields.items():
-        if value is None:
-            continue
-        field = _FIELDS[name]
-        section = field.section
-        if section == _PROPERTIES:
-            missing = field.index - count
-            if missing:
-                if missing < 0:
-                    break
-                put(_NULLS[missing])
-            if type(value) is str and not field.is_symbol:
-                try:
-                    octets = value.encode()
-                except UnicodeEncodeError:
-                    octets = codec.encode_str(value)  # raises
-                size = len(octets)
-                put(STR8[size] + octets if size < 256 else b"\xb1" + pack_u32(size) + octets)
-            else:
-                put(field.encode(value))
-            count = field.index + 1
-        elif section == _APPLICATION:
-            if value:
-                application = _encode_application_properties(value)
-        else:
-            break
-    else:
-        if not count:
-            return b"".join((application, head, body))
-        content = b"".join(properties)
-        size = len(content) + 1
-        if size < 256:
-            return b"".join((_PROPERTIES8[size], BYTE[count], content, application, head, body))
-        return b"".join((b"\x00\x53\x73", codec.compound(0xC0, content, count), application, head, body))
-    front = (_HEADER, _DELIVERY, _ANNOTATIONS, _PROPERTIES, _APPLICATION)
-    return b"".join(
-        (*[_encode_section(section, fields) for section in front], head, body, _encode_section(_FOOTER, fields))
-    )
-
-
-def _encode_section(section: int, fields: dict[str, Any]) -> bytes:
-    """Encode any section but the body, to nothing if nothing is in it."""
-    if section in _LISTS:
-        parts: list[bytes] = []
-        count = 0
-        for field in _LISTS[section]:
-            value = fields.get(field.name)
-            if value is None or value == field.default:
-                parts.append(b"\x40")
-            else:
-                parts.append(field.encode(value))
-                count = field.index + 1
-        return (
-            bytes((0x00, 0x53, 0x70 + section)) + codec.compound(0xC0, b"".join(parts[:count]), count) if count else b""
-        )
-    entries = fields.get(_MAPS[section])
-    if not entries:
-        return b""
-    return _encode_application_properties(entries) if section == _APPLICATION else _encode_annotations(section, entries)
-
-
-def _encode_annotations(section: int, entries: Mapping[Any, Any]) -> bytes:
-    parts = []
-    for key, value in entries.items():
-        if isinstance(key, str):
-            parts.append(_encode_symbol(key))
-        elif isinstance(key, ulong):
-            parts.append(codec.encode(key))
-        else:
-            hint = ": use ulong(...)" if isinstance(key, int) else ""
-            raise EncodeError(f"keys of {_NAMES[section]} are symbols or ulongs, not {type(key).__name__}{hint}")
-        parts.append(codec.encode(value))
-    return bytes((0x00, 0x53, 0x70 + section)) + codec.compound(0xC1, b"".join(parts), len(parts))
-
-
-def _encode_application_properties(entries: Mapping[Any, Any]) -> bytes:
-    parts: list[bytes] = []
-    put = parts.append
-    cached = _encoded_keys.get
-    for key, value in entries.items():
-        put(cached(key) or _encode_key(key))
-        kind = type(value)
-        if kind is str:
-            try:
-                octets = value.encode()
-            except UnicodeEncodeError:
-                octets = codec.encode_str(value)  # raises
-            size = len(octets)
-            put(STR8[size] + octets if size < 256 else b"\xb1" + pack_u32(size) + octets)
-        elif kind is int:
-            put(_SMALL.get(value) or codec.encode_int(value))
-        else:
-            put(_encode_simple(key, value))
-    content = b"".join(parts)
-    size = len(content) + 1
-    count = 2 * len(entries)
-    if size < 256 and count < 256:
-        return _APPLICATION8[size] + BYTE[count] + content
-    return b"\x00\x53\x74" + codec.compound(0xC1, content, count)
-
-
-def _encode_key(key: Any) -> bytes:
-    if not isinstance(key, str):
-        raise EncodeError(f"keys of application properties are str, not {type(key).__name__}: use str({key!r})")
-    return cast(bytes, _remember(_encoded_keys, key, codec.encode_str(key)))
-
-
-def _encode_simple(key: str, value: Any) -> bytes:
-    octets = codec.encode(value)
-    if octets[0] >= 0xC0 or octets[0] == 0x45:
-        raise EncodeError(
-            f"application property {key!r} is a {type(value).__name__}: AMQP (3.2.5) allows no lists, maps or arrays there; "
-            "send JSON text, or put it into the body"
-        )
-    return octets
-
-
-def _encode_body(body: Body) -> bytes:
-    if isinstance(body, bytes):
-        return b"\x00\x53\x75" + codec.encode_binary(body)
-    if isinstance(body, Data):
-        return b"".join([b"\x00\x53\x75" + codec.encode_binary(part) for part in body.parts])
-    if isinstance(body, Sequence):
-        return b"".join([b"\x00\x53\x76" + codec.encode(values) for values in body.lists])
-    return b"\x00\x53\x77" + codec.encode(body.value if body is not None else None)
-
-
-# --- sections from bytes ---------------------------------------------------------------------
-
-
-def _read_data(raw: bytes, start: int) -> bytes:
-    if raw[start] == 0xA0:
-        return raw[start + 2 : start + 2 + raw[start + 1]]
-    return raw[start + 5 : start + 5 + unpack_u32(raw, start + 1)[0]]
-
-
-def _read_rare_body(raw: bytes, offsets: list[int]) -> Body:
-    """Decode any body but one data section."""
-    if offsets[_DATA]:
-        return Data(*[_read_data(raw, start) for start in (offsets[_DATA], *offsets[9:])])
-    guard = Guard()
-    if offsets[_SEQUENCE]:
-        return Sequence(*[codec.decode_from(raw, start, guard)[0] for start in (offsets[_SEQUENCE], *offsets[9:])])
-    return _body(Value(codec.decode_from(raw, offsets[_VALUE], guard)[0])) if offsets[_VALUE] else None
-
-
-def _read_annotations(raw: bytes, start: int) -> dict[Any, Any]:
-    entries: dict[Any, Any] = codec.decode_from(raw, start)[0]
-    for key in entries:
-        if not isinstance(key, str | ulong):
-            raise DecodeError(f"a key of annotations is a {type(key).__name__}, not a symbol or ulong")
-    return entries
-
-
-def _read_application_properties(raw: bytes, start: int) -> dict[str, Any]:
-    """Decode the section, the usual short strings and ints without a call for each."""
-    entries: dict[str, Any] = {}
-    if raw[start] == 0xC1:
-        end = start + 2 + raw[start + 1]
-        count = raw[start + 2]
-        position = start + 3
-    else:
-        end = start + 5 + unpack_u32(raw, start + 1)[0]
-        count = unpack_u32(raw, start + 5)[0]
-        position = start + 9
-    cached = _decoded_keys.get
-    guard: Guard | None = None
-    try:
-        for _ in range(count >> 1):
-            if raw[position] == 0xA1:
-                begin = position + 2
-                position = begin + raw[position + 1]
-                octets = raw[begin:position]
-                key = cached(octets) or _remember(_decoded_keys, octets, octets.decode())
-            else:
-                key, position = codec.decode_from(raw, position)
-            code = raw[position]
-            if code == 0xA1:
-                begin = position + 2
-                position = begin + raw[position + 1]
-                entries[key] = raw[begin:position].decode()
-            elif code == 0x55:
-                octet = raw[position + 1]
-                entries[key] = octet if octet < 128 else octet - 256
-                position += 2
-            else:
-                guard = guard or Guard()
-                entries[key], position = codec.decode_from(raw, position, guard)
-    except IndexError:
-        position = end + 1
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"bad text in application properties: {error.reason}") from None
-    except TypeError:
-        raise DecodeError("a key of application properties is no string") from None
-    if position != end or count & 1:
-        raise DecodeError("application properties whose entries do not fill their size")
-    if len(entries) != count >> 1:
-        raise DecodeError("application properties with two equal keys")
-    return entries

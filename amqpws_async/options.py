@@ -121,8 +121,7 @@ class ConnectionOptions:
         ping_timeout: Seconds to wait for the pong, 20 by default. None only keeps the way open and never gives up.
         max_frame_size: The largest AMQP frame we take, in bytes, 65 536 by default (at least 512, specification 2.7.1).
             A larger one gains nothing measurable, and lets one big message hold up the others for longer.
-        channel_max: The highest channel number, 1 023 by default, which allows 1 024 sessions. proton takes 32 767 at
-            most.
+        channel_max: The highest channel number, 1 023 by default: 1 024 sessions. proton takes 32 767 at most.
         max_websocket_message_size: The largest WebSocket message we send, 32 768 by default. Artemis drops the
             connection on one above 65 536. AMQP frames are cut to fit: the binding allows it (section 2.4).
         send_buffer_bytes: Bytes that may wait to be written before senders are made to wait, 262 144 by default. More

@@ -66,7 +66,12 @@ class Delivery:
 
     @property
     def tag(self) -> bytes:
-        """The delivery tag."""
+        """The delivery tag, read on first use: once the delivery is settled, only a tag that was read before is known.
+
+        Raises:
+            LocalProtocolError: The delivery is settled or its link gone, and the tag was never read. (Copying each tag
+                would add a tenth to the cost of every message.)
+        """
         tag = self._tag
         if tag is None:
             tag = self._tag = self._receiver._tag_of(self._pointer)
@@ -100,12 +105,10 @@ class Delivery:
             link = self._receiver._first_mode_link
             pointer = self._pointer
             if link is not None and pointer is not None:
-                if self._tag is None:
-                    self._tag = link.tag(pointer)
                 self._pointer = None
                 link.accept(pointer)
                 runner = self._receiver._runner
-                if not runner._dirty:
+                if not runner.dirty:
                     runner.wake()
                 return
         await self._receiver._settle(self, ACCEPTED, confirm)
@@ -407,8 +410,6 @@ class Receiver(Link):
                 f"{self._where}: confirm=True needs rcv_settle_mode SECOND, which was not asked for or not agreed by the peer"
             )
         link = self._link
-        if delivery._tag is None:
-            delivery._tag = link.tag(pointer)
         if isinstance(outcome, Received):
             link.settle(pointer, outcome, None)
             self._runner.wake()
@@ -434,7 +435,9 @@ class Receiver(Link):
                 await self._changed.wait()
 
     def _tag_of(self, pointer: Any) -> bytes:
-        return b"" if self._stop is not None else self._link.tag(pointer)
+        if pointer is None or self._stop is not None:
+            raise LocalProtocolError(f"{self._where}: read a delivery's tag before settling it, it is not kept afterwards")
+        return self._link.tag(pointer)
 
     def _settled_by_peer(self, pointer: Any) -> bool:
         return self._stop is None and self._link.settled_by_peer(pointer)

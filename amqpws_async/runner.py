@@ -52,6 +52,7 @@ class Runner:
     Attributes:
         engine: The engine.
         unsent: Bytes of messages handed to the engine and not yet to the transport, counted by the senders.
+        dirty: Whether the writer knows that there is something to write; `wake` sets it.
         room: Senders waiting for `unsent` to fall.
         stop: Why the connection stopped; written once, by `fail`.
         closing: Whether we have asked for the close.
@@ -89,7 +90,7 @@ class Runner:
         self.owner: Callable[[], Owner | None] = _nobody
         self.closing = False
         self._handed: list[Handed] = []
-        self._dirty = False
+        self.dirty = False
         self._ending = False
         self._writer_waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -99,7 +100,7 @@ class Runner:
     def start(self) -> None:
         """Queue our open and start the task."""
         self.engine.open()
-        self._dirty = True
+        self.dirty = True
         self._task = self.loop.create_task(self._run(), name=f"amqpws_async {self.options.container_id}")
 
     async def finished(self) -> None:
@@ -116,17 +117,11 @@ class Runner:
 
     def wake(self) -> None:
         """Say that the engine has something to write."""
-        if not self._dirty:
-            self._dirty = True
+        if not self.dirty:
+            self.dirty = True
             waiter = self._writer_waiter
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
-
-    def transferred(self, size: int) -> None:
-        """Account for a message handed to the engine."""
-        self.unsent += size
-        if not self._dirty:
-            self.wake()
 
     def hand(self, delivery: Handed) -> None:
         """Tell `delivery` when everything queued so far has been handed to the transport."""
@@ -221,21 +216,22 @@ class Runner:
 
     async def _read(self) -> None:
         receive, feed, clock = self.transport.receive, self.engine.receive_data, self.loop.time
+        await asyncio.sleep(0)  # an eager task that failed at once would leave the group without its other task
         while True:
             data = await receive()
             self.last_received = now = clock()
             feed(data)
             self._tick(now)
-            if not self._dirty:
+            if not self.dirty:
                 self.wake()
 
     async def _write(self, reader: asyncio.Task[None]) -> None:
         engine, send, limit = self.engine, self.transport.send, self.options.max_websocket_message_size
         while True:
-            while not self._dirty:
+            while not self.dirty:
                 self._writer_waiter = waiter = self.loop.create_future()
                 await waiter
-            self._dirty = False
+            self.dirty = False
             self._tick(self.loop.time())
             handed, self._handed = self._handed, []
             while data := engine.data_to_send(limit):

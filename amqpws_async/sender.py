@@ -54,10 +54,11 @@ class PendingDelivery:
         DeliveryUnknown: The link or connection stopped before the outcome came.
     """
 
-    __slots__ = ("_outcome", "_sender", "_stop", "_waiters", "message")
+    __slots__ = ("_outcome", "_sender", "_stop", "_tag", "_waiters", "message")
 
-    def __init__(self, sender: Sender, message: Message | bytes) -> None:
+    def __init__(self, sender: Sender, message: Message | bytes, tag: bytes | None) -> None:
         self.message = message
+        self._tag = tag
         self._sender = sender
         self._outcome: Outcome | None | _Pending = _PENDING
         self._stop: StopReason | None = None
@@ -96,22 +97,24 @@ class PendingDelivery:
             self._waiters.append(future)
         await future
 
-    def _on_outcome(self, outcome: Outcome) -> None:
+    def _on_outcome(self, outcome: Outcome | None) -> None:
         self._outcome = outcome
-        self._sender._settled()
-        self._wake()
+        self._end()
 
     def _on_handed(self) -> None:
-        self._outcome = None
-        self._sender._settled()
-        self._wake()
+        self._on_outcome(None)
 
     def _fail(self, stop: StopReason) -> None:
         self._stop = stop
-        self._sender._settled()
-        self._wake()
+        self._end()
 
-    def _wake(self) -> None:
+    def _end(self) -> None:
+        sender = self._sender
+        if self._tag is not None:
+            sender._tags.discard(self._tag)
+        sender._unsettled -= 1
+        if not sender._unsettled:
+            sender._changed.wake_all()
         waiters = self._waiters
         if waiters is not None:
             self._waiters = None
@@ -155,6 +158,7 @@ class Sender(Link):
         self._link: EngineSender = session._link.sender(self._name, self)
         self._waiting = Waiters(self._loop)  # for credit
         self._unsettled = 0
+        self._tags: set[bytes] = set()  # given by the user and not settled yet (specification 2.6.12)
         self._max_size = 0
         self._presettled = False
 
@@ -197,7 +201,7 @@ class Sender(Link):
             DeliveryUnknown: It was sent, and the link or connection stopped before the outcome came.
             LinkClosed: The link stopped before anything was sent. Likewise `SessionClosed` and `ConnectionClosed`.
             MessageTooLarge: It is over the peer's max-message-size; nothing was sent.
-            LocalProtocolError: `settled` does not go with the link's settle mode.
+            LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
         pending = await self.transfer(message, settled=settled, tag=tag)
@@ -224,7 +228,7 @@ class Sender(Link):
         Raises:
             LinkClosed: The link stopped before anything was sent. Likewise `SessionClosed` and `ConnectionClosed`.
             MessageTooLarge: It is over the peer's max-message-size; nothing was sent.
-            LocalProtocolError: `settled` does not go with the link's settle mode.
+            LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
         data = message.encode() if isinstance(message, Message) else check_encoded(message)
@@ -238,14 +242,20 @@ class Sender(Link):
         link, runner = self._link, self._runner
         if link.credit <= 0 or runner.unsent >= runner.high_water:
             await self._ready()
-        pending = PendingDelivery(self, message)
+        if tag is not None:
+            if tag in self._tags:
+                raise LocalProtocolError(f"{self._where}: the delivery tag {tag!r} is in use by an unsettled delivery")
+            self._tags.add(tag)
+        pending = PendingDelivery(self, message, tag)
         self._unsettled += 1
         if self._presettled if settled is None else settled:
             link.transfer(data, None, tag)
             runner.hand(pending)
         else:
             link.transfer(data, pending, tag)
-        runner.transferred(size + TRANSFER_OVERHEAD)
+        runner.unsent += size + TRANSFER_OVERHEAD
+        if not runner.dirty:
+            runner.wake()
         return pending
 
     def send_many(
@@ -314,11 +324,6 @@ class Sender(Link):
         if self._stop is None:
             self._link.drained()
             self._runner.wake()
-
-    def _settled(self) -> None:
-        self._unsettled -= 1
-        if not self._unsettled:
-            self._changed.wake_all()
 
     def _fail(self, stop: StopReason) -> None:
         if self._stop is None:
@@ -427,6 +432,9 @@ class SendMany:
             self._exhausted = True
 
     async def aclose(self) -> None:
-        """Start no new transfer; those in flight stay tracked. Iteration gives their outcomes and ends."""
+        """Start no new transfer; those in flight stay tracked. Iteration then gives their outcomes and ends.
+
+        This does not wait, so there is nothing to cancel.
+        """
         self._exhausted = True
         self._held = None

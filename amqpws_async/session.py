@@ -71,7 +71,7 @@ class Session(Endpoint):
         terminus = as_target(target)
 
         async def open() -> Sender:
-            self._check_name("sender", made.name)
+            await self._free_name("sender", made.name)
             sender = Sender(self, terminus, made)
             self._links.add(sender)
             return await sender._attach()
@@ -98,20 +98,31 @@ class Session(Endpoint):
         terminus = as_source(source)
 
         async def open() -> Receiver:
-            self._check_name("receiver", made.name)
+            await self._free_name("receiver", made.name)
             receiver = Receiver(self, terminus, made)
             self._links.add(receiver)
             return await receiver._attach()
 
         return Opening(open)
 
-    def _check_name(self, role: str, name: str | None) -> None:
+    async def _free_name(self, role: str, name: str | None) -> None:
+        """Refuse a name that is in use; wait for one whose link is not detached on both sides yet."""
         self._check_open()
-        taken = [link.name for link in self._links if link.role == role and link.stop is None]
-        if name is not None and name in taken:
-            raise LocalProtocolError(
-                f"a {role} named {name!r} is attached to this session already: names are unique between two containers"
-            )
+        while name is not None:
+            taken = [link for link in self._link.links if link.role == role and link.name == name]
+            if not taken:
+                break
+            if not taken[0].detaching:
+                raise LocalProtocolError(
+                    f"a {role} named {name!r} is attached to this session already: "
+                    "names are unique between two containers"
+                )
+            try:
+                async with asyncio.timeout(self._runner.options.open_timeout):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise TimeoutError(f"the peer did not answer the detach of the {role} {name!r} of before") from None
+            self._check_open()
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -142,6 +153,9 @@ class Session(Endpoint):
             self._fail(StopReason("session", "remote", error.condition, error.description, error.info))
         else:
             self._fail(StopReason("session", "local" if self._state is EndpointState.CLOSING else "remote"))
+
+    def _on_link_released(self) -> None:
+        self._changed.wake_all()
 
     def _on_link(self, link: EngineSender | EngineReceiver) -> None:
         """The peer attached a link of its own: refused, as nothing here serves one (specification 2.6.3)."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import ssl as tls
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, cast
@@ -35,8 +36,10 @@ from .errors import (
     StopReason,
     closed_error,
 )
-from .handshake import MaskingLogger, Secrets, handshake_error, network_text, proxy_text, refused, unfit
+from .handshake import MaskingLogger, Secrets, handshake_error, network_text, refused, unfit
 from .options import ConnectionOptions
+from .tunnel import open_tunnel
+from .urls import without_password
 
 __all__ = ["MAX_INCOMING_FRAME", "ByteTransport", "WebSocketTransport", "open_websocket"]
 
@@ -187,6 +190,8 @@ class _Stream(ClientConnection):
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not hasattr(self, "transport"):
+            return  # lost during TLS through a proxy: never made
         super().connection_lost(exc)
         self._wake()
 
@@ -230,17 +235,24 @@ class WebSocketTransport:
     async def close(self) -> None:
         """Close with code 1000 and wait for the peer's close, at most ``close_timeout``; see `ByteTransport.close`."""
         stream = self._stream
-        stream.closed_here = True
+        first, stream.closed_here = not stream.closed_here, True
         stream.drop()  # the peer's close may be behind bytes that nobody will take
         try:
             # websockets bounds the wait for the peer's close, but not the wait for room to write ours.
             async with asyncio.timeout(stream.close_timeout):
-                await stream.close()
+                if stream.protocol.state is State.OPEN:
+                    await stream.close()
+                elif first:
+                    # The peer has closed, or broken the protocol: our close frame is written, nothing else will come.
+                    stream.transport.close()
+                await stream.wait_closed()
         except TimeoutError:
             logger.debug("! no WebSocket close from the server within %s s: dropped", stream.close_timeout)
-        finally:
             stream.transport.abort()
-        await stream.wait_closed()
+            await stream.wait_closed()
+        except BaseException:
+            stream.transport.abort()
+            raise
 
     def abort(self) -> None:
         """Drop the TCP connection now; see `ByteTransport.abort`."""
@@ -326,8 +338,11 @@ async def _upgrade(
         if followed is not None:
             return followed
         raise refused(options, error.response, secrets) from error
-    except ProxyError as error:
-        raise OpenError(proxy_text(options, error)) from error
+    except ProxyError as error:  # SOCKS; an HTTP proxy's refusal is an OpenError already
+        proxy = without_password(options.proxy_url or "")
+        raise OpenError(f"{options.origin} through the proxy {proxy}: {error}: {error.__cause__}") from error
+    except OpenError:
+        raise
     except InvalidHandshake as error:
         response = streams[-1].response if streams else None
         raise unfit(options, error, response, secrets) from error
@@ -351,10 +366,29 @@ async def _upgrade(
 
 
 class _Connect(connect):
-    """Follows no redirect by itself: websockets has rules of its own about hosts and headers, ours are stricter."""
+    """One attempt, without redirects: websockets has rules of its own about hosts and headers, ours are stricter."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
+
+    async def open_tcp_connection(self) -> ClientConnection:
+        if not isinstance(self.proxy, str) or not self.proxy.startswith("http"):
+            return await super().open_tcp_connection()
+        uri = self.ws_uri
+        transport = await open_tunnel(self.proxy, uri.host, uri.port)
+        stream = self.factory(uri)
+        try:
+            transport.set_protocol(stream)
+            if uri.secure:
+                context = self.create_connection_kwargs.get("ssl") or tls.create_default_context()
+                secured = await stream.loop.start_tls(transport, stream, context, server_hostname=uri.host)
+                assert secured is not None  # it raises; only its annotation says otherwise
+                transport = secured
+        except BaseException:
+            transport.abort()
+            raise
+        stream.connection_made(transport)
+        return stream
 
 
 def _redirect(options: ConnectionOptions, response: Response, secrets: Secrets) -> ConnectionOptions | None:
@@ -362,7 +396,11 @@ def _redirect(options: ConnectionOptions, response: Response, secrets: Secrets) 
     locations = response.headers.get_all("Location")
     if response.status_code not in _REDIRECTS or not locations:
         return None
-    place = urllib.parse.urljoin(options.url, locations[0].strip())
+    place = locations[0].strip()
+    try:
+        place = urllib.parse.urljoin(options.url, place)
+    except ValueError:
+        pass  # the check of the URL says what is wrong with it
     for http_scheme, scheme in (("https:", "wss:"), ("http:", "ws:")):
         if place.lower().startswith(http_scheme):
             place = scheme + place[len(http_scheme) :]

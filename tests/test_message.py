@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import enum
 import pickle
 import types
 import uuid
@@ -101,7 +102,7 @@ _BODIES: st.SearchStrategy[Any] = st.one_of(
 def messages(draw: st.DrawFn) -> Message:
     """Any message at all, its fields given in any order."""
     names = draw(st.lists(st.sampled_from(list(FIELDS)), unique=True, max_size=8))
-    return Message(draw(_BODIES), **{name: draw(FIELDS[name]) for name in names})  # type: ignore[misc]
+    return Message(draw(_BODIES), **{name: draw(FIELDS[name]) for name in names})
 
 
 # --- nothing changes on the way ----------------------------------------------------------
@@ -134,15 +135,14 @@ def test_reading_changes_no_byte_of_a_peer_with_other_habits() -> None:
     """Longer forms than ours (list32, map32, str32, long descriptors, explicit defaults) stay as they are."""
     raw = b"".join(
         (
-            b"\x00\x80\x00\x00\x00\x00\x00\x00\x00\x70\xd0\x00\x00\x00\x06\x00\x00\x00\x02\x42\x40",
-            b"\x00\xa3\x13amqp:properties:list".replace(b"\x13", b"\x14"),
+            b"\x00\x80\x00\x00\x00\x00\x00\x00\x00\x70",
+            b"\xd0\x00\x00\x00\x06\x00\x00\x00\x02\x42\x40",
+            b"\x00\xa3\x14amqp:properties:list",
             b"\xd0\x00\x00\x00\x0a\x00\x00\x00\x01\xb1\x00\x00\x00\x01i",
-            b"\x00\x53\x74\xd1\x00\x00\x00\x11\x00\x00\x00\x02\xb1\x00\x00\x00\x01k\x81\x00\x00\x00\x00\x00\x00\x00\x07"[
-                :3
-            ]
-            + b"\xd1\x00\x00\x00\x13\x00\x00\x00\x02\xb1\x00\x00\x00\x01k\x81\x00\x00\x00\x00\x00\x00\x00\x07",
-            b"\x00\x53\x77\xd1\x00\x00\x00\x08\x00\x00\x00\x02\x43\x80"[:3]
-            + b"\xd1\x00\x00\x00\x0e\x00\x00\x00\x02\x43\x80\x00\x00\x00\x00\x00\x00\x00\x00",
+            b"\x00\x53\x74",
+            b"\xd1\x00\x00\x00\x13\x00\x00\x00\x02\xb1\x00\x00\x00\x01k\x81\x00\x00\x00\x00\x00\x00\x00\x07",
+            b"\x00\x53\x77",
+            b"\xd1\x00\x00\x00\x0e\x00\x00\x00\x02\x43\x80\x00\x00\x00\x00\x00\x00\x00\x00",
         )
     )
     received = Message.decode(raw)
@@ -196,7 +196,8 @@ def test_changing_the_body_leaves_the_other_sections_as_they_came() -> None:
 @pytest.mark.parametrize("name", ["delivery_annotations", "message_annotations", "application_properties", "footer"])
 def test_a_change_inside_a_dict_is_not_lost(name: str) -> None:
     """A dict that was handed out may be changed in place, also where the section was absent."""
-    for raw in (BODY, Message(b"body", **{name: {"a": 1, "b": 2}}).encode()):  # type: ignore[misc]
+    given: Any = {name: {"a": 1, "b": 2}}
+    for raw in (BODY, Message(b"body", **given).encode()):
         received = Message.decode(raw)
         entries = getattr(received, name)
         before = dict(entries)
@@ -254,7 +255,7 @@ def test_messages_can_be_pickled_and_deep_copied(read: bool) -> None:
     received = Message.decode(sent.encode())
     if read:
         assert received == sent
-    assert pickle.loads(pickle.dumps(received)) == sent  # noqa: S301
+    assert pickle.loads(pickle.dumps(received)) == sent
     assert copy.deepcopy(received) == sent
 
 
@@ -271,7 +272,7 @@ def read_all(raw: bytes) -> None:
     assert repr(Message.decode(raw))
     try:
         received = Message.decode(raw)
-        assert received == received  # noqa: PLR0124
+        assert received == received
     except DecodeError:
         return
     assert received.encode() is raw
@@ -325,9 +326,9 @@ def test_truncated_messages_are_refused_or_end_between_sections(sent: Message, d
         (b"\x00\x53\x75\xa0\x05abc", "cut short"),
         (b"\x00\x53\x75\xb0\x00\x00", "cut short"),
         (b"\x00\x53\x75\xb0\xff\xff\xff\xff", "cut short"),
-        (b"\x00\x53\x79\xa0\x00", "descriptor '121'"),
-        (b"\x00\x53\x6f\xa0\x00", "descriptor '111'"),
-        (b"\x00\xa3\x04nope\xa0\x00", "descriptor 'nope'"),
+        (b"\x00\x53\x79\xa0\x00", "descriptor ulong.121"),
+        (b"\x00\x53\x6f\xa0\x00", "descriptor ulong.111"),
+        (b"\x00\xa3\x04nope\xa0\x00", "descriptor symbol.'nope'"),
         (b"\x00\xa1\x01x\xa0\x00", "no ulong and no symbol"),
         (b"\x00\x00\x53\x75\x40\xa0\x00", "no ulong and no symbol"),
         (BODY + b"\x40", "begins no section"),
@@ -368,11 +369,15 @@ def test_malformed_structure_is_refused_with_its_reason(raw: bytes, hint: str) -
         (section(PROPERTIES, [None, "user"]), "user_id", "user_id cannot be a str"),
         (section(PROPERTIES, [None, None, b"q"]), "to", "to cannot be a bytes"),
         (section(PROPERTIES, [None] * 8 + [1]), "creation_time", "absolute_expiry_time cannot be a int"),
-        (section(ANNOTATIONS, {1: 1}), "message_annotations", "key of annotations is a int"),
-        (section(DELIVERY, {None: 1}), "delivery_annotations", "key of annotations is a NoneType"),
-        (section(FOOTER, {b"k": 1}), "footer", "key of annotations is a bytes"),
-        (section(APPLICATION, {1: 1}), "application_properties", "key of application properties is a int"),
-        (b"\x00\x53\x74\xc1\x05\x02\x45\xa1\x01a", "application_properties", "key of application properties is a list"),
+        (section(ANNOTATIONS, {1: 1}), "message_annotations", "key of annotations is of type int"),
+        (section(DELIVERY, {None: 1}), "delivery_annotations", "key of annotations is of type NoneType"),
+        (section(FOOTER, {b"k": 1}), "footer", "key of annotations is of type bytes"),
+        (section(APPLICATION, {1: 1}), "application_properties", "key of application properties is of type int"),
+        (
+            b"\x00\x53\x74\xc1\x05\x02\x45\xa1\x01a",
+            "application_properties",
+            "key of application properties is of type list",
+        ),
         (b"\x00\x53\x74\xc1\x04\x01\xa1\x01a", "application_properties", "fill"),
         (b"\x00\x53\x74\xc1\x05\x02\xa1\x01a", "application_properties", "cut short"),
         (b"\x00\x53\x74\xc1\x05\xff\xa1\x01a\x40", "application_properties", "fill"),
@@ -382,7 +387,7 @@ def test_malformed_structure_is_refused_with_its_reason(raw: bytes, hint: str) -
         (b"\x00\x53\x74\xc1\x07\x02\xa1\x01a\xa1\x01\xff", "application_properties", "bad text"),
         (b"\x00\x53\x74\xc1\x07\x02\xa1\x01a\xa1\x05b", "application_properties", "fill"),
         (b"\x00\x53\x73\xc0\x04\x01\xa1\x01\xff", "message_id", "bad text"),
-        (b"\x00\x53\x73\xc0\x04\x01\xa1\x05a", "message_id", "more than there are"),
+        (b"\x00\x53\x73\xc0\x04\x01\xa1\x05a", "message_id", "behind its size"),
         (b"\x00\x53\x77\xa1\x01\xff", "body", "bad text"),
         (b"\x00\x53\x77\x57\x00", "body", "no AMQP constructor"),
         (b"\x00\x53\x76\xc0\x02\x05\x40", "body", "claims 5"),
@@ -390,8 +395,11 @@ def test_malformed_structure_is_refused_with_its_reason(raw: bytes, hint: str) -
 )
 def test_malformed_contents_are_refused_when_they_are_read(raw: bytes, name: str, hint: str) -> None:
     """A section whose structure is sound and contents are not is refused on first access."""
-    with pytest.raises(DecodeError, match=hint):
-        getattr(Message.decode(raw), name)
+    received = Message.decode(raw)
+    for _ in range(2):
+        with pytest.raises(DecodeError, match=hint):
+            getattr(received, name)
+    assert received.encode() is raw
 
 
 def test_a_malformed_section_spoils_no_other() -> None:
@@ -484,19 +492,13 @@ def shared_fields(draw: st.DrawFn) -> dict[str, Any]:
     return {name: draw(FIELDS[name]) for name in names}
 
 
-def _proton_value(name: str, value: Any) -> Any:
-    if name == "user_id":
-        return value
-    return value
-
-
 @given(shared_fields(), st.binary(max_size=300))
 @settings(max_examples=300)
 def test_proton_reads_what_we_write(fields: dict[str, Any], body: bytes) -> None:
     """Proton decodes our message to the same fields."""
     oracle = proton.Message()
     oracle.decode(Message(body, **fields).encode())
-    assert bytes(oracle.body) == body
+    assert oracle.body == body
     assert oracle.inferred
     for name, value in fields.items():
         seen = getattr(oracle, _PROTON.get(name, name))
@@ -518,7 +520,11 @@ def test_we_read_what_proton_writes(fields: dict[str, Any], body: bytes) -> None
     received = Message.decode(oracle.encode())
     assert received.body == body
     for name, value in fields.items():
-        assert getattr(received, name) == (pytest.approx(value, abs=0.001) if name == "ttl" else value)
+        seen = getattr(received, name)
+        if name in {"ttl", "group_sequence"}:  # for which 0 and nothing are the same to proton
+            assert (seen or 0) == pytest.approx(value, abs=0.001)
+        else:
+            assert seen == value
 
 
 @pytest.mark.parametrize(
@@ -662,7 +668,7 @@ def test_bodies_that_mean_the_same_become_the_same(given: Any, kept: Any) -> Non
 def test_a_field_of_the_wrong_type_is_refused_at_once(name: str, value: Any, hint: str) -> None:
     """The error comes from the line that made the mistake, and names the field and what it takes."""
     with pytest.raises(TypeError, match=f"{name} is .*{hint}"):
-        Message(b"", **{name: value})  # type: ignore[misc]
+        Message(b"", **{name: value})
     known = Message(b"")
     with pytest.raises(TypeError, match=f"{name} is .*{hint}"):
         setattr(known, name, value)
@@ -692,13 +698,13 @@ def test_a_field_of_the_wrong_type_is_refused_at_once(name: str, value: Any, hin
 def test_a_number_out_of_range_is_refused_at_once(name: str, value: Any) -> None:
     """What the wire's type cannot hold is an EncodeError, which is a ValueError."""
     with pytest.raises(EncodeError, match=f"{name} is out of range"):
-        Message(b"", **{name: value})  # type: ignore[misc]
+        Message(b"", **{name: value})
 
 
 def test_a_naive_datetime_is_refused() -> None:
     """A time without a time zone is no point in time."""
     with pytest.raises(EncodeError, match="time zone"):
-        Message(b"", creation_time=datetime.datetime(2020, 1, 1))  # noqa: DTZ001
+        Message(b"", creation_time=datetime.datetime(2020, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -706,10 +712,10 @@ def test_a_naive_datetime_is_refused() -> None:
     [
         ({"application_properties": {1: "a"}}, r"str, not int: use str\("),
         ({"application_properties": {None: "a"}}, "str, not NoneType"),
-        ({"application_properties": {"a": [1]}}, "'a' is a list.*3.2.5"),
-        ({"application_properties": {"a": []}}, "'a' is a list"),
-        ({"application_properties": {"a": {}}}, "'a' is a dict"),
-        ({"application_properties": {"a": Array(UNDESCRIBED, proton.Data.INT)}}, "'a' is a Array"),
+        ({"application_properties": {"a": [1]}}, "'a' is of type list.*3.2.5"),
+        ({"application_properties": {"a": []}}, "'a' is of type list"),
+        ({"application_properties": {"a": {}}}, "'a' is of type dict"),
+        ({"application_properties": {"a": Array(UNDESCRIBED, proton.Data.INT)}}, "'a' is of type Array"),
         ({"application_properties": {"a": object()}}, "object"),
         ({"application_properties": {"a": 2**63}}, "ulong"),
         ({"application_properties": {"a": "\ud800"}}, "UTF-8"),
@@ -728,6 +734,13 @@ def test_what_a_section_cannot_carry_is_refused_on_encoding(fields: dict[str, An
         Message(b"", **fields).encode()
 
 
+def test_a_body_over_the_largest_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes have four bytes; the bound is lowered here, as the real one takes 4 GiB to pass."""
+    monkeypatch.setattr(codec, "_MAX_SIZE", 299)
+    with pytest.raises(EncodeError, match="4 GiB"):
+        Message(b"x" * 300).encode()
+
+
 def test_an_unknown_field_is_refused() -> None:
     """A misspelt field is no silent loss: not in the constructor, not as an attribute."""
     with pytest.raises(TypeError, match="unexpected keyword argument 'correlationid'"):
@@ -740,7 +753,8 @@ def test_an_unknown_field_is_refused() -> None:
 def test_times_are_taken_as_datetimes(field: str) -> None:
     """An aware datetime becomes the milliseconds it names."""
     when = datetime.datetime(2024, 1, 2, 3, 4, 5, 678_000, datetime.UTC)
-    sent = Message(b"", **{field: when})  # type: ignore[misc]
+    given: Any = {field: when}
+    sent = Message(b"", **given)
     assert getattr(sent, field) == getattr(Message.decode(sent.encode()), field) == timestamp(1704164645678)
 
 
@@ -778,6 +792,28 @@ def test_entries_can_be_added_to_a_message_without_any() -> None:
     sent = Message(b"body")
     sent.application_properties["a"] = 1
     assert Message.decode(sent.encode()).application_properties == {"a": 1}
+
+
+class _Subject(enum.StrEnum):
+    ORDER = "order"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "back"),
+    [
+        ("subject", _Subject.ORDER, "order"),
+        ("content_type", _Subject.ORDER, "order"),
+        ("message_id", _Subject.ORDER, "order"),
+        ("user_id", bytearray(b"u"), b"u"),
+        ("priority", uint(7), 7),
+        ("ttl", 3, 3.0),
+    ],
+)
+def test_relatives_of_a_fields_type_are_taken(name: str, value: Any, back: Any) -> None:
+    """Subclasses and look-alikes travel as what they are like."""
+    sent = Message(b"", **{name: value})
+    assert getattr(sent, name) == back
+    assert getattr(Message.decode(sent.encode()), name) == back
 
 
 def test_mappings_of_any_kind_are_taken() -> None:
@@ -904,7 +940,6 @@ def test_outcomes_are_plain_frozen_values() -> None:
         assert outcome == dataclasses.replace(outcome)
     assert Accepted() == ACCEPTED
     assert Released() == RELEASED
-    assert ACCEPTED != RELEASED
     assert Rejected(error).error is error
     assert not isinstance(Received(1, 2), outcomes.Outcome)
     assert repr(Modified(undeliverable_here=True)) == (

@@ -51,4 +51,5 @@ class External:
     name: ClassVar[str] = "EXTERNAL"
 
 
+#: What `sasl=` takes, beside None for no SASL layer.
 SaslMechanism = Anonymous | Plain | External

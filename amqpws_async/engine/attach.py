@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import proton
+from cproton_ffi import lib
 
 from ..codec import symbol
-from ..errors import ErrorCondition
+from ..errors import DecodeError, EncodeError, ErrorCondition
 from ..outcomes import Modified, Outcome, Received, Rejected, Released
 from ..terminus import (
     DistributionMode,
@@ -110,7 +111,7 @@ def put_connection(
 ) -> None:
     """Set the rarer fields of our open."""
     if properties:
-        connection.properties = {symbol(key): value for key, value in properties.items()}
+        connection.properties = _sendable({symbol(key): value for key, value in properties.items()})
     if offered:
         connection.offered_capabilities = [symbol(name) for name in offered]
     if desired:
@@ -141,7 +142,7 @@ def put_link(link: proton.Link, fields: AttachFields) -> None:
     if fields.max_message_size:
         link.max_message_size = fields.max_message_size
     if fields.properties:
-        link.properties = {symbol(key): value for key, value in fields.properties.items()}
+        link.properties = _sendable({symbol(key): value for key, value in fields.properties.items()})
     if fields.source is None:
         link.source.type = proton.Terminus.UNSPECIFIED
     else:
@@ -220,7 +221,7 @@ def condition_out(error: ErrorCondition | None) -> proton.Condition | None:
     """Our error as proton's condition."""
     if error is None:
         return None
-    info: Any = {symbol(key): value for key, value in error.info.items()} if error.info else None
+    info: Any = _sendable({symbol(key): value for key, value in error.info.items()}) if error.info else None
     return proton.Condition(error.condition, error.description, info)
 
 
@@ -246,7 +247,9 @@ def put_disposition(pointer: Any, outcome: Outcome | Received) -> None:
             state = proton.Delivery.MODIFIED
             local.failed = failed
             local.undeliverable = undeliverable
-            local.annotations = {symbol(key): value for key, value in annotations.items()} if annotations else None
+            local.annotations = (
+                _sendable({symbol(key): value for key, value in annotations.items()}) if annotations else None
+            )
         case Received(number, offset):
             state = proton.Delivery.RECEIVED
             local.section_number = number
@@ -259,7 +262,23 @@ def put_disposition(pointer: Any, outcome: Outcome | Received) -> None:
 
 def _put(data: proton.Data, value: object) -> None:
     data.clear()
-    data.put_object(value)
+    data.put_object(_sendable(value))
+
+
+def _sendable(value: Any) -> Any:
+    """Check that proton can encode a value: where it cannot, its writer runs into memory that is not its own.
+
+    Raises:
+        EncodeError: It cannot.
+    """
+    scratch = proton.Data()
+    try:
+        scratch.put_object(value)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, proton.ProtonException) as exc:
+        raise EncodeError(f"proton cannot carry this value: {exc}") from exc
+    if lib.pn_data_encoded_size(scratch._data) < 0:
+        raise EncodeError(f"proton cannot encode this value: {value!r}")
+    return value
 
 
 def _symbols(names: Iterable[str]) -> proton.Array:
@@ -270,6 +289,8 @@ def _symbols(names: Iterable[str]) -> proton.Array:
 def _content(data: Any) -> Any:
     """The value held by a `proton.Data`, whose cursor may be anywhere; other values as they are."""
     if isinstance(data, proton.Data):
+        if lib.pn_data_encoded_size(data._data) < 0:
+            raise DecodeError("a value that can be read and not written")
         data.rewind()
         return data.get_object() if data.next() else None
     return data
@@ -286,4 +307,17 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _map(value: Any) -> Mapping[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+    return own(value) if isinstance(value, Mapping) else {}
+
+
+def own(value: Any) -> Any:
+    """A copy that owns its bytes: proton hands out views of its memory."""
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, Mapping):
+        return {own(key): own(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [own(item) for item in value]
+    if isinstance(value, proton.Described):
+        return proton.Described(own(value.descriptor), own(value.value))
+    return value

@@ -20,19 +20,27 @@ from .trace import tracer
 __all__ = ["Engine"]
 
 REQUIRED: Final = (
-    "pn_collector_peek pn_collector_pop pn_event_type pn_event_link pn_event_session pn_event_delivery "
-    "pn_transport_capacity pn_transport_push pn_transport_pending pn_transport_peek pn_transport_pop "
-    "pn_transport_tick pn_transport_close_tail pn_transport_closed pn_transport_get_remote_idle_timeout "
-    "pn_delivery pn_delivery_settle pn_delivery_settled pn_delivery_update pn_delivery_readable pn_delivery_partial "
-    "pn_delivery_aborted pn_delivery_remote_state pn_delivery_tag pn_link_advance pn_link_send pn_link_recv "
-    "pn_link_credit pn_link_flow pn_link_drain pn_link_drained pn_link_draining pn_link_get_drain "
-    "pn_session_outgoing_bytes"
+    "pn_collector_peek pn_collector_pop pn_data_encoded_size pn_delivery pn_delivery_aborted pn_delivery_link "
+    "pn_delivery_partial pn_delivery_readable pn_delivery_remote_state pn_delivery_settle pn_delivery_settled "
+    "pn_delivery_tag pn_delivery_update pn_delivery_updated pn_event_delivery pn_event_link pn_event_session "
+    "pn_event_type pn_link_advance pn_link_credit pn_link_drain pn_link_drained pn_link_draining pn_link_flow "
+    "pn_link_get_drain pn_link_is_sender pn_link_recv pn_link_send pn_link_session pn_link_state "
+    "pn_session_outgoing_bytes pn_session_state pn_transport_capacity pn_transport_close_tail pn_transport_closed "
+    "pn_transport_peek pn_transport_pending pn_transport_pop pn_transport_push pn_transport_tick"
 ).split()
 
 EMPTY_FRAME: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"  # specification 2.3.1: a frame with an empty body
 
 # What proton's public objects raise on well-framed but undecodable fields.
-_UNDECODABLE = (UnicodeError, ValueError, LookupError, TypeError, AttributeError, proton.ProtonException)
+_UNDECODABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    proton.ProtonException,
+)
 _SIMPLE: dict[int, Outcome] = {lib.PN_ACCEPTED: ACCEPTED, lib.PN_RELEASED: RELEASED}
 
 
@@ -88,8 +96,9 @@ class Engine:
         transport.max_frame_size = max_frame_size
         transport.channel_max = channel_max
         transport.idle_timeout = idle_timeout  # seconds; proton announces half of it
+        self._sasl: proton.SASL | None = None
         if sasl is not None:
-            layer = transport.sasl()
+            self._sasl = layer = transport.sasl()
             layer.allowed_mechs(sasl.name)  # explicitly: proton prefers EXTERNAL where it is offered
             if isinstance(sasl, Plain):
                 connection.user = sasl.username
@@ -141,12 +150,16 @@ class Engine:
         """Tell that no more bytes will come."""
         lib.pn_transport_close_tail(self._t)
         self._dispatch()
+        if not self._failed and not self._connection.state & proton.Endpoint.REMOTE_CLOSED:
+            self._fail("amqp:connection:framing-error", "the stream ended without an AMQP close")
 
     def data_to_send(self, limit: int) -> bytes:
         """Take pending output, at most `limit` bytes; ``b""`` when there is none."""
         transport = self._t
         pending = lib.pn_transport_pending(transport)
         if pending <= 0:
+            if pending < 0:
+                self._dispatch()  # proton found out while writing, as it does where no SASL mechanism fits
             if self._extra:
                 extra, self._extra = self._extra, b""
                 return extra
@@ -243,7 +256,11 @@ class Engine:
         return bool(lib.pn_transport_closed(self._t))
 
     def free(self) -> None:
-        """Give back proton's memory; the engine is not usable afterwards."""
+        """Give back proton's memory; the engine is not usable afterwards.
+
+        Sessions, links and deliveries keep proton's pointers and never its wrappers: the garbage collector finalizes a
+        cycle in any order, and a wrapper that gives its reference back after its parent is gone corrupts the heap.
+        """
         for endpoint in (*self._links.values(), *self._sessions.values()):
             endpoint.released = True
         self._links.clear()
@@ -328,11 +345,26 @@ class Engine:
             error = attach.condition_in(self._connection.remote_condition)
             self.close()
             self.handler._on_closed(error)
-        elif kind == lib.PN_TRANSPORT_ERROR:
-            condition = attach.condition_in(self._transport.condition)
-            if not self._failed:
-                self._failed = True
-                self.handler._on_failed(condition or ErrorCondition("amqp:internal-error", "the transport failed"))
+        elif kind in (lib.PN_TRANSPORT_ERROR, lib.PN_TRANSPORT_TAIL_CLOSED, lib.PN_TRANSPORT_HEAD_CLOSED):
+            self._on_transport_end(kind)
+
+    def _on_transport_end(self, kind: int) -> None:
+        """Find out why a direction ended: proton says so by an event with an error, by one without, or by neither.
+
+        A refusal of SASL and a performative that cannot be decoded end the stream without an error.
+        """
+        if self._failed or self._connection.state & proton.Endpoint.REMOTE_CLOSED:
+            return
+        error = attach.condition_in(self._transport.condition)
+        refused = self._sasl is not None and self._sasl.outcome not in (None, proton.SASL.OK)
+        if error is None and refused:
+            error = ErrorCondition("amqp:unauthorized-access", "user name or password")
+        elif error is None and kind == lib.PN_TRANSPORT_HEAD_CLOSED:
+            return  # our close is out
+        self._failed = True
+        self.handler._on_failed(
+            error or ErrorCondition("amqp:connection:framing-error", "the peer sent bytes that are no AMQP frame")
+        )
 
     def _on_link_open(self, event: Any) -> None:
         pointer = lib.pn_event_link(event)

@@ -39,7 +39,18 @@ class _EngineLink:
         remote: What the peer's attach said.
     """
 
-    __slots__ = ("_handler", "_public", "credit", "detaching", "engine", "name", "pointer", "released", "remote", "session")
+    __slots__ = (
+        "_handler",
+        "_waiting_detach",
+        "credit",
+        "detaching",
+        "engine",
+        "name",
+        "pointer",
+        "released",
+        "remote",
+        "session",
+    )
 
     def __init__(self, session: EngineSession, public: proton.Link, handler: LinkHandler | None) -> None:
         self.session = session
@@ -47,12 +58,17 @@ class _EngineLink:
         self.credit = 0
         self.detaching = False
         self.released = False
+        self._waiting_detach: tuple[ErrorCondition | None, bool] | None = None
         self.remote: RemoteAttach | None = None
         self.handler = handler
-        self._public = public
         self.name: str = public.name
         self.pointer = public._impl
         self.engine._links[self.pointer] = self  # type: ignore[assignment]
+
+    @property
+    def _public(self) -> Any:
+        """A wrapper of proton's for set-up: made for each use, see `Engine.free`."""
+        return (proton.Sender if lib.pn_link_is_sender(self.pointer) else proton.Receiver)(self.pointer)
 
     @property
     def handler(self) -> Any:
@@ -65,18 +81,27 @@ class _EngineLink:
 
     def attach(self, fields: AttachFields) -> None:
         """Queue our attach, the first or the answer to the peer's."""
-        attach.put_link(self._public, fields)
-        self._public.open()
+        public = self._public
+        attach.put_link(public, fields)
+        public.open()
 
     def detach(self, error: ErrorCondition | None = None, *, closed: bool = True) -> None:
-        """Queue our detach, once; the link is freed when the peer's is here as well."""
+        """Queue our detach, once; the link is freed when the peer's is here as well.
+
+        Before the peer's attach nothing is sent yet: its late answer could otherwise be taken for that to another
+        attach of the same name.
+        """
         if self.released or self.detaching:
             return
         self.detaching = True
         self.credit = 0
         public = self._public
-        if public.state & proton.Endpoint.LOCAL_UNINIT:
-            public.open()  # the answer to an attach that is refused: attach, then detach
+        if public.state & proton.Endpoint.REMOTE_UNINIT:
+            self._waiting_detach = (error, closed)
+            return
+        self._send_detach(public, error, closed)
+
+    def _send_detach(self, public: Any, error: ErrorCondition | None, closed: bool) -> None:
         public.condition = attach.condition_out(error)
         if closed:
             public.close()
@@ -88,6 +113,9 @@ class _EngineLink:
 
     def _on_remote_attach(self) -> None:
         self._read_remote()
+        if self._waiting_detach is not None:
+            self._send_detach(self._public, *self._waiting_detach)
+            return
         handler = self.handler
         if handler is not None:
             handler._on_attached(self.remote)
@@ -106,6 +134,9 @@ class _EngineLink:
             self.engine._links.pop(self.pointer, None)
             self._forget()
             self._public.free()
+            handler = self.session.handler
+            if handler is not None:
+                handler._on_link_released()
 
     def _forget(self) -> None:
         """Drop our tables' pointers into the link before it is freed."""
@@ -116,6 +147,8 @@ class EngineSender(_EngineLink):
 
     Its credit is what the peer allows now, less the transfers already made.
     """
+
+    role = "sender"
 
     __slots__ = ("_tag", "_tag_number", "_tag_value")
 
@@ -192,7 +225,9 @@ class EngineReceiver(_EngineLink):
         max_message_size: Deliveries over this many bytes end the link; 0 for no limit.
     """
 
-    __slots__ = ("_arriving", "_parts", "_settling", "_size", "max_message_size")
+    role = "receiver"
+
+    __slots__ = ("_arriving", "_asked_drain", "_parts", "_settling", "_size", "max_message_size")
 
     def __init__(self, session: EngineSession, public: proton.Link, handler: ReceiverHandler | None = None) -> None:
         super().__init__(session, public, handler)
@@ -200,6 +235,7 @@ class EngineReceiver(_EngineLink):
         self._parts: list[bytes] = []
         self._size = 0
         self._arriving = False
+        self._asked_drain = False
         self._settling: dict[Any, Callable[[], None] | None] = {}
 
     def flow(self, credit: int) -> None:
@@ -211,6 +247,7 @@ class EngineReceiver(_EngineLink):
     def drain(self) -> None:
         """Ask the peer to use its credit now or give it back; `ReceiverHandler._on_drained` tells when."""
         if not self.detaching and not self.released:
+            self._asked_drain = True
             lib.pn_link_drain(self.pointer, 0)
 
     @property
@@ -252,13 +289,21 @@ class EngineReceiver(_EngineLink):
     def tag(self, pointer: Any) -> bytes:
         """The delivery tag of an unsettled delivery."""
         tag = lib.pn_delivery_tag(pointer)
-        return bytes(ffi.unpack(tag.start, tag.size)) if tag.size else b""
+        size = tag.size
+        return ffi.unpack(tag.start, size) if size else b""
 
     def _on_flow(self) -> None:
         self.credit -= lib.pn_link_drained(self.pointer)
-        handler = self._handler()
-        if handler is not None and not lib.pn_link_draining(self.pointer):
-            handler._on_drained()
+        if self._asked_drain:
+            self._check_drained()
+
+    def _check_drained(self) -> None:
+        """Tell when a drain has ended: by a flow, or by the transfer that used the last credit (2.6.7)."""
+        if not lib.pn_link_draining(self.pointer):
+            self._asked_drain = False
+            handler = self._handler()
+            if handler is not None:
+                handler._on_drained()
 
     def _on_delivery(
         self,
@@ -319,11 +364,13 @@ class EngineReceiver(_EngineLink):
         if settled and lib.pn_delivery_aborted(pointer):
             lib.pn_delivery_settle(pointer)
             handler._on_aborted()
-            return
-        advance(link)
-        handler._on_delivery(pointer, raw, settled)
-        if settled:
-            lib.pn_delivery_settle(pointer)
+        else:
+            advance(link)
+            handler._on_delivery(pointer, raw, settled)
+            if settled:
+                lib.pn_delivery_settle(pointer)
+        if self._asked_drain:
+            self._check_drained()
 
     def _on_disposition(self, pointer: Any) -> None:
         """The peer settled a delivery of ours that is complete."""
@@ -355,7 +402,7 @@ def rare_outcome(pointer: Any) -> Outcome | None:
         return Rejected(attach.condition_in(proton.Delivery(pointer).remote.condition))
     if state == lib.PN_MODIFIED:
         remote = proton.Delivery(pointer).remote
-        return Modified(remote.failed, remote.undeliverable, remote.annotations or None)
+        return Modified(remote.failed, remote.undeliverable, attach.own(remote.annotations) or None)
     return NoOutcome() if lib.pn_delivery_settled(pointer) else None
 
 

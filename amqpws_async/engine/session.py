@@ -23,15 +23,20 @@ __all__ = ["EngineSession"]
 class EngineSession:
     """A session of the engine; made by `Engine.begin`, or handed to `ConnectionHandler._on_session` by the peer's begin."""
 
-    __slots__ = ("_handler", "_public", "engine", "pointer", "released")
+    __slots__ = ("_ending", "_handler", "engine", "pointer", "released")
 
     def __init__(self, engine: Engine, public: proton.Session, handler: SessionHandler | None) -> None:
         self.engine = engine
         self.handler = handler
         self.released = False
-        self._public = public
+        self._ending = False  # our end waits for the peer's begin
         self.pointer = public._impl
         engine._sessions[self.pointer] = self
+
+    @property
+    def _public(self) -> proton.Session:
+        """A wrapper of proton's for set-up: made for each use, see `Engine.free`."""
+        return proton.Session(self.pointer)
 
     @property
     def handler(self) -> SessionHandler | None:
@@ -49,9 +54,10 @@ class EngineSession:
 
     def begin(self, incoming_capacity: int = 0) -> None:
         """Queue our begin, the first or the answer to the peer's."""
+        public = self._public
         if incoming_capacity:
-            self._public.incoming_capacity = incoming_capacity
-        self._public.open()
+            public.incoming_capacity = incoming_capacity
+        public.open()
 
     def sender(self, name: str, handler: SenderHandler) -> EngineSender:
         """Make a sending link, not attached yet."""
@@ -62,13 +68,21 @@ class EngineSession:
         return EngineReceiver(self, self._public.receiver(name), handler)
 
     def end(self, error: ErrorCondition | None = None) -> None:
-        """Queue our end; the session is freed once the peer's is here as well."""
+        """Queue our end; the session is freed once the peer's is here as well.
+
+        Before the peer's begin nothing is sent yet: the channel would be free at once for another session, which the
+        peer's late answer to this one would then reach.
+        """
         if self.released:
             return
-        if self._public.state & proton.Endpoint.LOCAL_ACTIVE:
-            self._public.condition = attach.condition_out(error)
-            self._public.close()
-        if self._public.state & proton.Endpoint.REMOTE_CLOSED:
+        public = self._public
+        if public.state & proton.Endpoint.REMOTE_UNINIT:
+            self._ending = True
+            return
+        if public.state & proton.Endpoint.LOCAL_ACTIVE:
+            public.condition = attach.condition_out(error)
+            public.close()
+        if public.state & proton.Endpoint.REMOTE_CLOSED:
             self._release()
 
     @property
@@ -77,7 +91,9 @@ class EngineSession:
         return 0 if self.released else int(lib.pn_session_outgoing_bytes(self.pointer))
 
     def _on_remote_begin(self) -> None:
-        if self.handler is not None:
+        if self._ending:
+            self.end()
+        elif self.handler is not None:
             self.handler._on_begun()
 
     def _on_remote_end(self) -> None:

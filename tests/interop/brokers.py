@@ -27,8 +27,12 @@ from tests.interop import fetch
 
 READY_TIMEOUT = 60.0  # seconds; Artemis takes 3 and Broker-J 5 on two idle cores
 STOP_TIMEOUT = 20.0
+IDLE_TIMEOUT = 5.0  # seconds of silence after which a peer gives us up, where it can be told
+ONE_ATTEMPT = "one-attempt-"
+"""How the address of a queue begins that gives a message up when it is rejected once."""
 USER = "alice"
 PASSWORD = secrets.token_urlsafe(12)
+CREDENTIALS = {"PEER_USER": USER, "PEER_PASSWORD": PASSWORD}
 HERE = Path(__file__).parent
 
 
@@ -76,6 +80,10 @@ class Server:
             if time.monotonic() > deadline:
                 raise StartError(f"{self._process.args!r} is not ready after {READY_TIMEOUT} s:\n{output[-3000:]}")
             time.sleep(0.05)
+
+    def freeze(self) -> None:
+        """Stops the process where it is, as a broken network would: its sockets stay, and nobody answers."""
+        self._signal(signal.SIGSTOP)
 
     def stop(self) -> None:
         """Ends the process and what it started in order, or by force where it does not obey within `STOP_TIMEOUT`."""
@@ -141,14 +149,13 @@ def start_artemis(folder: Path) -> Peer:
         capture_output=True,
         timeout=READY_TIMEOUT,
     )
+    setting = '<address-setting match="#">'
+    queues = "<default-{0}-routing-type>ANYCAST</default-{0}-routing-type>"
     _edit(
         instance / "etc" / "broker.xml",
         # Multicast is the default: what is sent before a receiver exists would be dropped.
-        (
-            '<address-setting match="#">',
-            '<address-setting match="#"><default-queue-routing-type>ANYCAST'
-            "</default-queue-routing-type><default-address-routing-type>ANYCAST</default-address-routing-type>",
-        ),
+        (setting, setting + queues.format("queue") + queues.format("address")),
+        ("protocols=CORE,AMQP", f"amqpIdleTimeout={IDLE_TIMEOUT * 1000:.0f};protocols=CORE,AMQP"),
     )
     # A wrong password must be refused, and not be taken for a guest's.
     _edit(
@@ -164,12 +171,26 @@ def start_broker_j(folder: Path) -> Peer:
     """Starts Apache Qpid Broker-J: every address is a queue, made on first use. It advertises no idle timeout."""
     port, login_port = _free_port(), _free_port()
     aliases = [{"name": kind, "type": f"{kind}Alias"} for kind in ("default", "name", "hostname")]
-    queues = {
-        "pattern": ".*",
-        "createdOnPublish": True,
-        "createdOnConsume": True,
-        "nodeType": "queue",
-        "attributes": {},
+    # Broker-J takes a rejection for a failed attempt, after the last of which the message goes to the alternate.
+    attempts = {f"{ONE_ATTEMPT}.*": 1, ".*": 0}
+    policies = [
+        {
+            "pattern": pattern,
+            "createdOnPublish": True,
+            "createdOnConsume": True,
+            "nodeType": "queue",
+            "attributes": {
+                "alternateBinding": {"destination": "dead-letters"},
+                "maximumDeliveryAttempts": maximum,
+            },
+        }
+        for pattern, maximum in attempts.items()
+    ]
+    host = {
+        "type": "DERBY",  # in memory it would refuse durable messages
+        "storePath": str(folder / "store"),
+        "nodeAutoCreationPolicies": policies,
+        "queues": [{"name": "dead-letters", "type": "standard"}],
     }
     configuration = {
         "name": "interop",
@@ -201,7 +222,7 @@ def start_broker_j(folder: Path) -> Peer:
                 "name": "default",
                 "type": "Memory",
                 "defaultVirtualHostNode": "true",
-                "virtualHostInitialConfiguration": json.dumps({"type": "Memory", "nodeAutoCreationPolicies": [queues]}),
+                "virtualHostInitialConfiguration": json.dumps(host),
             }
         ],
     }
@@ -227,7 +248,7 @@ def start_embedded(folder: Path) -> Peer:
         [sys.executable, "-m", "tests.interop.embedded_peer"],
         folder=folder,
         ready=r"anonymous (\S+) login (\S+)\n",
-        environment={"PYTHONPATH": str(HERE.parent.parent), "PEER_USER": USER, "PEER_PASSWORD": PASSWORD},
+        environment={"PYTHONPATH": str(HERE.parent.parent), **CREDENTIALS},
     )
     url, login_url = server.ready.groups()
     return Peer(name="embedded", server=server, url=url, login_url=login_url, scratch=folder)
@@ -239,7 +260,7 @@ def start_rhea(folder: Path) -> Peer:
         [fetch.tool("node", "Node.js"), str(HERE / "rhea_peer.js"), "serve"],
         folder=folder,
         ready=r"listening on (\d+)\n",
-        environment={"NODE_PATH": str(fetch.node_modules()), "PEER_USER": USER, "PEER_PASSWORD": PASSWORD},
+        environment={"NODE_PATH": str(fetch.node_modules()), **CREDENTIALS},
     )
     url = f"ws://127.0.0.1:{server.ready[1]}"
     return Peer(name="rhea", server=server, url=url, login_url=url, scratch=folder)

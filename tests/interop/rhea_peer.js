@@ -16,7 +16,7 @@ const { WebSocket, WebSocketServer } = require('ws');
 const { PEER_USER: user, PEER_PASSWORD: password } = process.env;
 
 function serve() {
-  const container = rhea.create_container({ id: 'rhea-peer', max_frame_size: 16384 });
+  const container = rhea.create_container({ id: 'rhea-peer' });
   container.sasl_server_mechanisms.enable_anonymous();
   container.sasl_server_mechanisms.enable_plain((name, secret) => name === user && secret === password);
 
@@ -30,15 +30,19 @@ function serve() {
     return queues.get(address);
   }
   function serveSender(sender, queue) {
-    while (queue.messages.length && sender.sendable()) {
-      const bytes = queue.messages.shift();
-      const delivery = sender.send(bytes, undefined, 0);
-      if (!delivery.settled) sender.unsettled.set(delivery, bytes);
+    // rhea takes a delivery off the credit only when it writes it, so what is promised by now is counted here.
+    while (queue.messages.length && sender.credit + sender.delivery_count > sender.promised) {
+      const message = queue.messages.shift();
+      sender.promised++;
+      const delivery = sender.send(message.bytes, undefined, 0);
+      if (!delivery.settled) sender.unsettled.set(delivery, message);
     }
   }
-  function put(queue, bytes, first = false) {
-    if (first) queue.messages.unshift(bytes);
-    else queue.messages.push(bytes);
+  let arrivals = 0;
+  function put(queue, message) {
+    queue.messages.push(message);
+    // What is given back goes to the place it had.
+    if (message.number < arrivals) queue.messages.sort((one, other) => one.number - other.number);
     for (const sender of queue.senders) serveSender(sender, queue);
   }
   function counted(bytes) {
@@ -55,6 +59,7 @@ function serve() {
     sender.set_target(sender.remote.attach.target);
     sender.queue = queue(address);
     sender.unsettled = new Map();
+    sender.promised = 0;
     sender.queue.senders.add(sender);
   });
   container.on('receiver_open', ({ receiver }) => {
@@ -64,33 +69,37 @@ function serve() {
   container.on('sendable', ({ sender }) => serveSender(sender, sender.queue));
   container.on('sender_draining', ({ sender }) => {
     serveSender(sender, sender.queue);
+    sender.promised = sender.credit + sender.delivery_count;
     sender.set_drained(true);
   });
   container.on('message', ({ receiver, message, delivery }) => {
     const address = receiver.remote.attach.target.address || decode(message).to;
-    put(queue(address), message);
+    put(queue(address), { bytes: message, number: ++arrivals });
   });
   container.on('settled', ({ sender, delivery }) => {
-    const { queue, unsettled } = sender;
-    const bytes = unsettled.get(delivery);
-    unsettled.delete(delivery);
-    console.error('S', sender.queue.messages.length, delivery.remote_state && delivery.remote_state.constructor.composite_type, !!bytes);
+    const message = sender.unsettled.get(delivery);
+    if (!sender.unsettled.delete(delivery)) return; // given back already, when the link ended
     const outcome = delivery.remote_state;
     const name = outcome && outcome.constructor.composite_type;
-    if (name === 'released') put(queue, bytes, true);
-    if (name === 'modified') put(queue, outcome.delivery_failed ? counted(bytes) : bytes, true);
+    if (name === 'modified' && outcome.delivery_failed) message.bytes = counted(message.bytes);
+    if (name === 'modified' || name === 'released') put(sender.queue, message);
   });
   function gone(sender) {
     sender.queue.senders.delete(sender);
-    for (const bytes of [...sender.unsettled.values()].reverse()) put(sender.queue, bytes, true);
-    sender.unsettled.clear();
+    for (const [delivery, message] of sender.unsettled) {
+      if (delivery.remote_settled) continue; // its event is still to come
+      sender.unsettled.delete(delivery);
+      put(sender.queue, message);
+    }
   }
   container.on('sender_close', ({ sender }) => gone(sender));
-  container.on('disconnected', ({ connection }) => {
+  const lost = ({ connection }) => {
     for (const queue of queues.values()) {
       for (const sender of queue.senders) if (sender.connection === connection) gone(sender);
     }
-  });
+  };
+  container.on('connection_close', lost);
+  container.on('disconnected', lost);
   for (const event of ['connection_error', 'session_error', 'sender_error', 'receiver_error', 'protocol_error']) {
     container.on(event, (context) => console.error(event, context.error || context));
   }
@@ -102,7 +111,7 @@ function serve() {
     perMessageDeflate: false,
     handleProtocols: (offered) => (offered.has('amqp') ? 'amqp' : false),
   });
-  sockets.on('connection', (socket) => container.websocket_accept(socket, {}));
+  sockets.on('connection', (socket) => container.websocket_accept(socket, { max_frame_size: 16384, idle_time_out: 5000 }));
   server.listen(0, '127.0.0.1', () => console.log(`listening on ${server.address().port}`));
 }
 

@@ -1,0 +1,302 @@
+"""``amqpws send``: messages from an argument, a file, standard input, or made up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+from .. import (
+    Accepted,
+    AMQPError,
+    DeliveryUnknown,
+    MessageTooLarge,
+    Modified,
+    Outcome,
+    PendingDelivery,
+    Rejected,
+    Released,
+    Sender,
+    Target,
+)
+from ..errors import closed_error
+from .arguments import Commands, add_command, add_connection, add_url, positive, seconds
+from .composition import Composer, add_fields, filler
+from .connecting import open_connection
+from .failures import ExitStatus, Failure, complain, plain, status_of
+from .interruption import Interruption
+from .streams import Lines, read_all
+from .terminal import Progress, rate
+
+__all__ = ["add_to"]
+
+_EXAMPLES: Final = """\
+  one message:
+    amqpws send wss://broker.example/path queue:orders '{"id": 1}' --content-type application/json
+  each line of a program's output as a message:
+    generate | amqpws send ws://127.0.0.1:8672 orders
+  a file as one message, with properties:
+    amqpws send ws://127.0.0.1:8672 images --file cat.png --property name=cat --property weight:int=4
+  100 000 messages of 1 KiB, for a first idea of the throughput:
+    amqpws send ws://127.0.0.1:8672 load --count 100000 --size 1024
+  through the anonymous terminus: the broker routes by "to"
+    amqpws send ws://127.0.0.1:8672 --to orders --file order.json
+"""
+_SHOWN_FAILURES: Final = 10
+_LOOK: Final = 0.5  # seconds between looks at whether the connection is still there, while the input is slow
+_GRACE: Final = 5.0  # seconds for outcomes in flight when the work was cut short, as long as closing may take
+_OUTCOMES: Final[dict[type[Any] | None, str]] = {
+    Accepted: "accepted",
+    Rejected: "rejected",
+    Released: "released",
+    Modified: "modified",
+    None: "settled",
+}
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = add_command(
+        commands,
+        "send",
+        "URL [ADDRESS] [BODY]",
+        "send messages",
+        "Send messages and wait for the outcome of each. Without BODY, --file or --size, every line of standard input "
+        "is a message.",
+        _EXAMPLES,
+    )
+    add_url(parser)
+    parser.add_argument(
+        "address", metavar="ADDRESS", nargs="?", help="the node; '' or nothing for the anonymous terminus"
+    )
+    parser.add_argument("body", metavar="BODY", nargs="?", help="the body, as UTF-8 text")
+    add_fields(parser)
+    parser.add_argument("--file", metavar="FILE", help="the body is the content of this file; - is standard input")
+    parser.add_argument("--count", metavar="N", type=positive, help="send it so many times (default: once)")
+    parser.add_argument("--settled", action="store_true", help="fire and forget: do not wait for outcomes")
+    parser.add_argument(
+        "--in-flight", metavar="N", type=positive, default=1000, help="messages without outcome (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=seconds,
+        help="give up when the broker makes us wait so long (default: never)",
+    )
+    parser.add_argument("--json", action="store_true", help="a summary on standard output, as JSON")
+    add_connection(parser)
+    parser.set_defaults(run=_run)
+
+
+class _Tally:
+    """What became of the messages."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.refused = 0  # by us: never sent
+        self.outcomes: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self.error: BaseException | None = None
+        self.started = time.monotonic()
+        self.seconds = 0.0
+
+    @property
+    def settled(self) -> int:
+        return self.outcomes.total()
+
+    @property
+    def failed(self) -> int:
+        return self.settled - self.outcomes["accepted"] - self.outcomes["settled"] + self.refused
+
+    def fail(self, number: int, why: str) -> None:
+        if len(self.failures) < _SHOWN_FAILURES:
+            self.failures.append(f"message {number}: {why}")
+
+    def count(self, number: int, outcome: Outcome | None) -> None:
+        name = _OUTCOMES.get(type(outcome) if outcome is not None else None, "settled without outcome")
+        self.outcomes[name] += 1
+        if isinstance(outcome, Rejected):
+            self.fail(number, f"rejected: {outcome.error or 'no reason given'}")
+        elif name not in ("accepted", "settled"):
+            self.fail(number, name)
+
+    def progress(self) -> str:
+        elapsed = time.monotonic() - self.started
+        text = f"sent {self.sent:,}, outcomes {self.settled:,}, {rate(self.settled, elapsed)}"
+        return f"{text}, failed {self.failed:,}" if self.failed else text
+
+    def summary(self) -> str:
+        parts = [f"{count:,} {name}" for name, count in self.outcomes.items()]
+        if self.sent > self.settled:
+            parts.append(f"{self.sent - self.settled:,} in doubt")
+        if self.refused:
+            parts.append(f"{self.refused:,} not sent")
+        speed = f" ({rate(self.sent, self.seconds)})" if self.sent > 1 else ""
+        return f"{self.sent:,} sent in {self.seconds:.2f} s{speed}{': ' if parts else ''}{', '.join(parts)}"
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {name: self.outcomes[name] for name in ("accepted", "rejected", "released", "modified", "settled")}
+        return {
+            "sent": self.sent,
+            **counts,
+            "unknown": self.sent - sum(counts.values()),
+            "not_sent": self.refused,
+            "seconds": round(self.seconds, 6),
+            "rate": round(self.sent / self.seconds, 1) if self.seconds else None,
+            "failures": self.failures,
+            "error": None if self.error is None else str(self.error),
+        }
+
+    def status(self) -> ExitStatus:
+        if isinstance(self.error, TimeoutError):
+            return ExitStatus.TIMED_OUT
+        if self.error is not None:
+            return status_of(self.error)
+        return ExitStatus.FAILED if self.failed else ExitStatus.OK
+
+
+async def _run(arguments: Namespace, interruption: Interruption) -> int:
+    if not arguments.address and not arguments.to:
+        raise Failure(ExitStatus.USAGE, "give an ADDRESS, or --to ADDRESS for the anonymous terminus")
+    composer = Composer(arguments)
+    bodies = await _bodies(arguments)
+    work: _Sending | None = None
+    try:
+        async with (
+            await open_connection(arguments) as connection,
+            connection.sender(Target(arguments.address)) as sender,
+        ):
+            work = _Sending(sender, arguments, interruption)
+            async with Progress(sys.stderr, work.tally.progress):
+                await work.send(composer, bodies)
+            work.tally.seconds = time.monotonic() - work.tally.started
+    except (AMQPError, TimeoutError) as error:
+        if work is None:
+            raise
+        complain(error)  # closing failed, which changes nothing for the messages
+    return _report(work.tally, arguments)
+
+
+def _report(tally: _Tally, arguments: Namespace) -> int:
+    for failure in tally.failures:
+        complain(failure)
+    if tally.failed > len(tally.failures):
+        complain(f"and {tally.failed - len(tally.failures):,} more")
+    if tally.error is not None:
+        complain(tally.error)
+    if arguments.json:
+        print(json.dumps(tally.as_json()), flush=True)
+    elif arguments.verbose or sys.stderr.isatty() or tally.status() is not ExitStatus.OK:
+        print(plain(tally.summary()), file=sys.stderr, flush=True)
+    return tally.status()
+
+
+class _Sending:
+    """One run of the command: transfers going out, outcomes coming in."""
+
+    def __init__(self, sender: Sender, arguments: Namespace, interruption: Interruption) -> None:
+        self.tally = _Tally()
+        self._sender = sender
+        self._settled = True if arguments.settled else None
+        self._timeout: float | None = arguments.timeout
+        self._interruption = interruption
+        self._in_flight: asyncio.Queue[tuple[int, PendingDelivery]] = asyncio.Queue(arguments.in_flight)
+
+    async def send(self, composer: Composer, bodies: AsyncIterator[bytes]) -> None:
+        """Send every body as a message, and collect the outcomes of all that were sent."""
+        collecting = asyncio.get_running_loop().create_task(self._collect())
+        try:
+            await self._interruption.work(self._work(composer, bodies))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE):  # it takes time only where the work was cut short
+                    await self._in_flight.join()
+        finally:
+            collecting.cancel()
+            await asyncio.wait({collecting})
+
+    async def _work(self, composer: Composer, bodies: AsyncIterator[bytes]) -> None:
+        await self._transfer(composer, bodies)
+        await self._in_flight.join()
+
+    async def _transfer(self, composer: Composer, bodies: AsyncIterator[bytes]) -> None:
+        number = 0
+        async for body in bodies:
+            number += 1
+            message = composer.encoded(body, number)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    pending = await self._sender.transfer(message, settled=self._settled)
+            except MessageTooLarge as error:
+                self.tally.refused += 1
+                self.tally.fail(number, str(error))
+                continue
+            except TimeoutError:
+                self._fail(TimeoutError(f"the broker gave no credit for {self._timeout:g} s (--timeout)"))
+                return
+            except AMQPError as error:
+                self._fail(error)
+                return
+            self.tally.sent += 1
+            await self._in_flight.put((number, pending))
+
+    async def _collect(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK):
+                    number, pending = await self._in_flight.get()
+            except TimeoutError:  # nothing in flight, as when the input is slow
+                if self._sender.stop is not None:
+                    self._fail(closed_error(self._sender.stop, f"sender to {self._sender.address or 'anonymous'!r}"))
+                continue
+            if self.tally.error is None or pending.done:
+                await self._outcome(number, pending)
+            self._in_flight.task_done()
+
+    async def _outcome(self, number: int, pending: PendingDelivery) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                self.tally.count(number, await pending)
+        except TimeoutError:
+            self._fail(TimeoutError(f"message {number}: no outcome for {self._timeout:g} s (--timeout)"))
+        except DeliveryUnknown as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.tally.error is None:
+            self.tally.error = error
+        self._interruption.end_work()
+
+
+async def _bodies(arguments: Namespace) -> AsyncIterator[bytes]:
+    """The bodies of the messages; complaints come before anything is connected."""
+    body: str | None = arguments.body
+    if sum(source is not None for source in (body, arguments.file, arguments.size)) > 1:
+        raise Failure(ExitStatus.USAGE, "BODY, --file and --size exclude each other")
+    if arguments.file == "-":
+        return _repeated(await read_all(sys.stdin.fileno()), arguments.count)
+    if arguments.file is not None:
+        try:
+            return _repeated(Path(arguments.file).read_bytes(), arguments.count)  # noqa: ASYNC240 - nothing else runs yet
+        except OSError as error:
+            raise Failure(ExitStatus.USAGE, f"--file {arguments.file}: {error.strerror}") from error
+    if arguments.size is not None:
+        return _repeated(filler(arguments.size), arguments.count)
+    if body is not None:
+        return _repeated(body.encode("utf-8", "surrogateescape"), arguments.count)
+    if arguments.count is not None:
+        raise Failure(ExitStatus.USAGE, "--count goes with BODY, --file or --size; a line is sent once")
+    if sys.stdin.isatty():
+        print("each line is a message; Ctrl-D ends", file=sys.stderr, flush=True)
+    return Lines(sys.stdin.fileno())
+
+
+async def _repeated(body: bytes, count: int | None) -> AsyncIterator[bytes]:
+    for _ in range(count or 1):
+        yield body

@@ -1,0 +1,235 @@
+"""Every example runs as its reader would run it: scripts as commands, services under their servers, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+import amqpws_async as amqp
+from amqpws_async.testing import Broker
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = {"hello", "many_tasks", "receive", "send", "settlement"}
+SERVICES = {"aiohttp_service", "fastapi_service"}
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="services are stopped by SIGTERM")
+
+
+def test_every_example_is_run_here() -> None:
+    """An example that is added is added to these tests."""
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCRIPTS | SERVICES
+
+
+@asynccontextmanager
+async def _started(*command: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A Python process of its own, gone at the end whatever happens."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        cwd=EXAMPLES,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONUNBUFFERED": "1", **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(40):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def _run(script: str, *arguments: str) -> list[str]:
+    """Run a script to its end and give the lines it prints; a warning is an error in there."""
+    async with _started("-W", "error", f"{script}.py", *arguments) as process:
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+        return output.decode().splitlines()
+
+
+# --- scripts -----------------------------------------------------------------------------------------
+
+
+async def test_hello_needs_no_broker() -> None:
+    """It prints what it sent."""
+    assert await _run("hello") == ["b'hello'", "b'world'"]
+
+
+async def test_what_send_sends_receive_receives() -> None:
+    """A thousand orders, all accepted on both sides; a message that is none is rejected."""
+    async with Broker() as broker:
+        sent = await _run("send", broker.url, "orders")
+        assert sent[0] == "order 1 accepted"
+        assert sent[-1] == "998 more accepted"
+        assert broker.statistics().queues["orders"].depth == 1000
+        async with amqp.connect(broker.url) as connection, connection.sender("orders") as sender:
+            await sender.send(b"\x00Su\xa0\x04oops")
+        received = await _run("receive", broker.url, "orders", "0.3")
+        assert received[-1] == "nothing for 0.3 s: 1000 accepted, 1 rejected"
+        assert "order 1000 {'region': 'EU'}" in received
+        queue = broker.statistics().queues["orders"]
+        assert (queue.depth, queue.acknowledged, queue.dead_lettered) == (0, 1000, 1)
+
+
+async def test_many_tasks_share_one_sender() -> None:
+    """Each task's message arrives once."""
+    async with Broker() as broker:
+        printed = await _run("many_tasks", broker.url, "requests", "100")
+        assert printed[-1].startswith("100 accepted")
+        assert broker.statistics().queues["requests"].depth == 100
+
+
+async def test_settlement_shows_every_outcome() -> None:
+    """What is released or modified comes back, what is rejected does not."""
+    async with Broker() as broker:
+        printed = await _run("settlement", broker.url, "outcomes")
+        assert [line for line in printed if "sent:" in line] == [
+            f"{subject} sent: Accepted()" for subject in ("accept", "reject", "release", "fail", "elsewhere")
+        ]
+        assert "pre-settled: None" in printed
+        assert any(line.startswith("not accepted: MessageRejected") for line in printed)
+        settled = [line for line in printed if "delivery-count" in line]
+        assert len(settled) == 9
+        assert any(line.startswith("fail (delivery-count 1) accepted") for line in settled)
+        assert any(line.startswith("release (delivery-count 0) accepted") for line in settled)
+        assert settled[-1].startswith("elsewhere")
+        assert settled[-1].endswith("accepted: done")
+        queue = broker.statistics().queues["outcomes"]
+        assert (queue.depth, queue.unsettled, queue.dead_lettered, queue.redelivered) == (0, 0, 1, 3)
+
+
+# --- services ----------------------------------------------------------------------------------------
+
+
+class Server(NamedTuple):
+    """How a service is started, as its framework's documentation says."""
+
+    command: Callable[[int], list[str]]
+    started: bytes
+    stopped: bytes
+
+
+SERVERS = {
+    "fastapi_service": Server(
+        lambda port: ["-m", "uvicorn", "fastapi_service:app", "--port", str(port)],
+        b"Uvicorn running on",
+        b"Application shutdown complete",
+    ),
+    "aiohttp_service": Server(
+        lambda port: ["-m", "aiohttp.web", "-H", "127.0.0.1", "-P", str(port), "aiohttp_service:make_app"],
+        b"Running on",
+        b"",
+    ),
+}
+
+
+@pytest.fixture(params=sorted(SERVERS))
+def server(request: pytest.FixtureRequest) -> Server:
+    return SERVERS[request.param]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def _serving(server: Server, url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Start a service, wait until it says that it is up, stop it by SIGTERM and check that it ended in order."""
+    port = _free_port()
+    async with _started(*server.command(port), AMQP_URL=url) as process:
+        assert process.stdout is not None
+        log = b""
+        while server.started not in log:
+            line = await process.stdout.readline()
+            assert line, f"ended before it was up:\n{log.decode()}"
+            log += line
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
+            yield http
+        process.send_signal(signal.SIGTERM)
+        rest, _ = await process.communicate()
+        log += rest
+        assert process.returncode in (0, -signal.SIGTERM), log.decode()  # uvicorn raises the signal again at its end
+        assert server.stopped in log
+        assert b"Traceback" not in log, log.decode()
+
+
+async def _answer(http: httpx.AsyncClient, path: str, expected: Callable[[httpx.Response], bool]) -> httpx.Response:
+    """Ask until the answer is the expected one; the test's timeout bounds it."""
+    while not expected(answer := await http.get(path)):
+        pass
+    return answer
+
+
+async def test_a_service_sends_consumes_and_ends_in_order(server: Server) -> None:
+    """An order posted comes back through the broker; nothing stays behind at the broker after SIGTERM."""
+    async with Broker() as broker:
+        async with _serving(server, broker.url) as http:
+            posted = await http.post("/orders", json={"id": 7, "item": "tea"})
+            assert (posted.status_code, posted.json()) == (202, {"id": 7, "item": "tea"})
+            handled = await _answer(http, "/orders", lambda answer: bool(answer.json()))
+            assert handled.json() == [{"id": 7, "item": "tea"}]
+            health = await http.get("/health")
+            assert health.status_code == 200
+            assert health.json()["links"] == {"sender orders": "open", "receiver orders": "open"}
+        statistics = broker.statistics()
+        assert (statistics.connections_total, statistics.connections, statistics.links) == (1, 0, 0)
+        queue = statistics.queues["orders"]
+        assert (queue.depth, queue.unsettled, queue.acknowledged) == (0, 0, 1)
+
+
+async def test_a_service_answers_while_others_send(server: Server) -> None:
+    """Many requests share the sender, and each is handled once."""
+    async with Broker() as broker, _serving(server, broker.url) as http:
+        orders = [{"id": number, "item": "tea"} for number in range(50)]
+        answers = await asyncio.gather(*(http.post("/orders", json=order) for order in orders))
+        assert {answer.status_code for answer in answers} == {202}
+        handled = await _answer(http, "/orders", lambda answer: len(answer.json()) == 50)
+        assert sorted(order["id"] for order in handled.json()) == list(range(50))
+
+
+async def test_a_service_refuses_what_is_no_order(server: Server) -> None:
+    """Over HTTP with 422, from the queue by rejecting it, and goes on."""
+    async with Broker() as broker, _serving(server, broker.url) as http:
+        assert (await http.post("/orders", json={"item": "tea"})).status_code == 422
+        async with amqp.connect(broker.url) as connection, connection.sender("orders") as sender:
+            await sender.send(amqp.Message(b"not json"))
+            await sender.send(amqp.Message(b'{"id": 8, "item": "milk"}'))
+        handled = await _answer(http, "/orders", lambda answer: bool(answer.json()))
+        assert [order["id"] for order in handled.json()] == [8]
+        assert broker.statistics().queues["orders"].dead_lettered == 1
+
+
+async def test_a_service_that_lost_its_broker_says_so(server: Server) -> None:
+    """Health and posting answer 503, and SIGTERM still ends it."""
+    broker = Broker()
+    async with broker:
+        url = broker.url
+        async with _serving(server, url) as http:
+            await broker.close()
+            health = await _answer(http, "/health", lambda answer: answer.status_code == 503)
+            assert (health.json()["ok"], health.json()["connection"]) == (False, "closed")
+            posted = await http.post("/orders", json={"id": 9, "item": "tea"})
+            assert posted.status_code == 503
+
+
+async def test_a_service_without_a_broker_does_not_start(server: Server) -> None:
+    """It ends by itself with an exit code that is not 0, and its log says what could not be reached."""
+    port = _free_port()
+    async with _started(*server.command(_free_port()), AMQP_URL=f"ws://127.0.0.1:{port}") as process:
+        log, _ = await process.communicate()
+    assert process.returncode not in (0, None)
+    assert f"ws://127.0.0.1:{port}".encode() in log
