@@ -28,8 +28,8 @@ class CompilerCheck(MetadataHookInterface):
             missing.append("Python's headers (Python.h)")
         if missing:
             sys.exit(
-                f"amqpws-async stands on python-qpid-proton, which has no wheels and is compiled while it is installed.\n"
-                f"For that {' and '.join(missing)} must be there. Install them, then try again:\n"
+                "amqpws-async needs python-qpid-proton, which has no wheels and is compiled while it is installed.\n"
+                f"For that {' and '.join(missing)} must be there. Install what is missing, then try again:\n"
                 "  Debian, Ubuntu:  apt-get install gcc libc6-dev python3-dev\n"
                 "  Fedora, RHEL:    dnf install gcc python3-devel\n"
                 "  Alpine:          apk add gcc musl-dev python3-dev\n"

@@ -23,9 +23,10 @@ Three rules:
 The modules, in layer order:
 
 * `errors`: the exception tree, `ErrorCondition`, `StopReason`.
-* `codec`: AMQP types to bytes and back. `outcomes`: how a delivery ends. `message`: messages and their sections.
+* `codec`: AMQP types to bytes and back. `outcomes`: how a delivery ends.
+* `sections`, `fields`, `message`: the sections of a message, what stands in them, and the message they make up.
 * `terminus`: sources, targets, settle modes. `urls`, `options`: what can be chosen, every default explained.
-* `auth`: tokens for the upgrade, SASL for AMQP.
+* `auth`: tokens for the upgrade (`auth.oauth2` fetches them), SASL for AMQP.
 * `tunnel`, `handshake`, `transport`: bytes over a WebSocket, through a proxy if need be.
 * `engine`: the sans-I/O driver of proton's engine.
 * `endpoint`, `link`: what connection, session and link share. `sender`, `receiver`, `session`.
@@ -36,13 +37,14 @@ The modules, in layer order:
 from __future__ import annotations
 
 # auth
-from .auth import Anonymous, External, Plain, SaslMechanism, StaticToken, Token, TokenProvider
+from .auth import Anonymous, CallableProvider, External, Plain, SaslMechanism, StaticToken, Token, TokenProvider
 
 # codec: explicit spellings of the AMQP types that Python lacks
 from .codec import (
     UNDESCRIBED,
     Array,
     Described,
+    array,
     byte,
     char,
     decimal32,
@@ -139,6 +141,7 @@ __all__ = [
     "Array",
     "AttachError",
     "AuthenticationError",
+    "CallableProvider",
     "Connection",
     "ConnectionClosed",
     "ConnectionOptions",
@@ -201,6 +204,7 @@ __all__ = [
     "TokenError",
     "TokenProvider",
     "Value",
+    "array",
     "byte",
     "char",
     "connect",

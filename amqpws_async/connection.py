@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from .auth.tokens import as_provider
 from .endpoint import Endpoint, EndpointState, Opening
-from .errors import AuthenticationError, StopReason
+from .errors import AuthenticationError, HandshakeError, StopReason
 from .link import LinkHealth
 from .options import ConnectionOptions, SessionOptions
 from .runner import Runner
@@ -71,8 +71,8 @@ def connect(url: str, **options: Unpack[ConnectionArguments]) -> Opening[Connect
         **options: The fields of `ConnectionOptions`, where each is explained.
 
     Raises:
-        HandshakeError: The upgrade was refused or unfit: see its status, headers and body. An `OpenError`, as are the
-            next two.
+        HandshakeError: The upgrade was refused or unfit: see its status, headers and body. After a 401 the token's
+            provider is asked once for another, for one more attempt. An `OpenError`, as are the next two.
         AuthenticationError: SASL refused us.
         TokenError: No access token could be had.
         OpenError: The host cannot be reached, or its certificate is not trusted.
@@ -89,11 +89,23 @@ async def _open(options: ConnectionOptions) -> Connection:
     phase = "the access token"
     try:
         async with asyncio.timeout(options.open_timeout):
-            token = None
-            if options.token is not None:
-                token = (await as_provider(options.token).token()).value
+            provider = None if options.token is None else as_provider(options.token)
+            token = None if provider is None else (await provider.token()).value
             phase = "the WebSocket upgrade"
-            transport = await open_websocket(options, token)
+            try:
+                transport = await open_websocket(options, token)
+            except HandshakeError as refusal:
+                # Tokens are revoked, and keys change, before their time: one new token, one more attempt.
+                if provider is None or refusal.status != 401:
+                    raise
+                phase = "another access token, as the first was refused,"
+                renewed = (await provider.token()).value  # renewed already, on behalf of another connection?
+                if renewed == token:
+                    renewed = (await provider.token(refresh=True)).value
+                if renewed == token:
+                    raise
+                phase = "the WebSocket upgrade with another token"
+                transport = await open_websocket(options, renewed)
             phase = "the AMQP open"
             connection = Connection(Runner(options, transport, _trace(options)))
             await connection._wait_open()

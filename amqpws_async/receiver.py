@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Delivery", "Receiver"]
 
-FIRST_WINDOW: Final = 16  # messages: at the default max_message_size and budget, a first burst of 256 MiB at the very worst
+FIRST_WINDOW: Final = (
+    16  # messages: at the default max_message_size and budget, a first burst of 256 MiB at the very worst
+)
 
 
 class Delivery:
@@ -206,8 +208,8 @@ class Receiver(Link):
     """The receiving end of a link, and an async iterator of its deliveries; any number of tasks may share it.
 
     Made by `Session.receiver` or `Connection.receiver`. Iteration ends after `close` or `detach`; if the peer or the
-    network ends the link, it raises. Deliveries that wait in the queue when the link stops are dropped, as the peer will
-    deliver them again, except those that came settled.
+    network ends the link, it raises. Deliveries that wait in the queue when the link stops are dropped, as the peer
+    will deliver them again, except those that came settled.
     """
 
     role = "receiver"
@@ -313,7 +315,9 @@ class Receiver(Link):
         if credit < 1:
             raise ValueError(f"credit must be at least 1, not {credit}")
         if self._automatic:
-            raise LocalProtocolError(f"{self._where} manages its window by itself: attach with credit=0 for manual credit")
+            raise LocalProtocolError(
+                f"{self._where} manages its window by itself: attach with credit=0 for manual credit"
+            )
         self._check_open()
         self._link.flow(credit)
         self._runner.wake()
@@ -407,7 +411,7 @@ class Receiver(Link):
             raise SettlementLost(self._stop or StopReason("link", "local"), self._where)
         if confirm and not self._second:
             raise LocalProtocolError(
-                f"{self._where}: confirm=True needs rcv_settle_mode SECOND, which was not asked for or not agreed by the peer"
+                f"{self._where}: confirm=True needs rcv_settle_mode SECOND, asked for by us and agreed by the peer"
             )
         link = self._link
         if isinstance(outcome, Received):
@@ -436,7 +440,9 @@ class Receiver(Link):
 
     def _tag_of(self, pointer: Any) -> bytes:
         if pointer is None or self._stop is not None:
-            raise LocalProtocolError(f"{self._where}: read a delivery's tag before settling it, it is not kept afterwards")
+            raise LocalProtocolError(
+                f"{self._where}: read a delivery's tag before settling it, it is not kept afterwards"
+            )
         return self._link.tag(pointer)
 
     def _settled_by_peer(self, pointer: Any) -> bool:
@@ -452,7 +458,7 @@ class Receiver(Link):
             self._waiting.wake_all()
 
     def _drop_queue(self) -> list[Delivery]:
-        """Take the unsettled deliveries out of the queue; those that came settled stay, since nobody sends them again."""
+        """Take the unsettled deliveries out of the queue; those that came settled stay: nobody sends them again."""
         dropped = [delivery for delivery in self._queue if delivery._pointer is not None]
         kept = [delivery for delivery in self._queue if delivery._pointer is None]
         self._queue.clear()

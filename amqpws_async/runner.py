@@ -226,16 +226,18 @@ class Runner:
                 self.wake()
 
     async def _write(self, reader: asyncio.Task[None]) -> None:
-        engine, send, limit = self.engine, self.transport.send, self.options.max_websocket_message_size
+        engine, send, clock = self.engine, self.transport.send, self.loop.time
+        limit = self.options.max_websocket_message_size
         while True:
             while not self.dirty:
                 self._writer_waiter = waiter = self.loop.create_future()
                 await waiter
             self.dirty = False
-            self._tick(self.loop.time())
+            self._tick(clock())
             handed, self._handed = self._handed, []
             while data := engine.data_to_send(limit):
                 await send(data)
+                engine.sent(clock())
             self._written(handed)
             if self._ending:
                 reader.cancel()

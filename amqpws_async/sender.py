@@ -60,7 +60,7 @@ class PendingDelivery:
         self.message = message
         self._tag = tag
         self._sender = sender
-        self._outcome: Outcome | None | _Pending = _PENDING
+        self._outcome: Outcome | _Pending | None = _PENDING
         self._stop: StopReason | None = None
         self._waiters: list[asyncio.Future[None]] | None = None
 
@@ -95,7 +95,11 @@ class PendingDelivery:
             self._waiters = [future]
         else:
             self._waiters.append(future)
-        await future
+        try:
+            await future
+        finally:
+            if self._waiters is not None:  # given up: waits that time out again and again must not pile up
+                self._waiters.remove(future)
 
     def _on_outcome(self, outcome: Outcome | None) -> None:
         self._outcome = outcome
@@ -270,8 +274,8 @@ class Sender(Link):
 
         Returns:
             An async iterator of ``(message, outcome)`` in the order of `messages`. The outcome is a
-            `DeliveryUnknown` where the link or connection stopped first; if messages are left then, the iterator ends by
-            raising `LinkClosed`, `SessionClosed` or `ConnectionClosed`. Leaving it early starts no new transfer, and
+            `DeliveryUnknown` where the link or connection stopped first; if messages are left then, the iterator ends
+            by raising `LinkClosed`, `SessionClosed` or `ConnectionClosed`. Leaving it early starts no new transfer, and
             those in flight stay tracked.
         """
         if in_flight < 1:
@@ -280,7 +284,9 @@ class Sender(Link):
 
     def _check_settled(self, settled: bool) -> None:
         if self._fields.snd_settle_mode is SenderSettleMode.SETTLED and not settled:
-            raise LocalProtocolError(f"{self._where} was attached with snd_settle_mode SETTLED: every transfer is settled")
+            raise LocalProtocolError(
+                f"{self._where} was attached with snd_settle_mode SETTLED: every transfer is settled"
+            )
         if self._fields.snd_settle_mode is SenderSettleMode.UNSETTLED and settled:
             raise LocalProtocolError(f"{self._where} was attached with snd_settle_mode UNSETTLED: use MIXED to choose")
 

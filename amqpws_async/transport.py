@@ -13,6 +13,7 @@ arriving, plus `_HIGH_WATER` and one read of the socket (256 KiB in asyncio) for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import ssl as tls
@@ -312,6 +313,8 @@ async def _upgrade(
 
     tls_arguments: dict[str, Any] = {} if options.ssl_context is None else {"ssl": options.ssl_context}
     message_size = options.max_websocket_message_size
+    stream: _Stream | None = None
+    answer: Response | None = None
     try:
         stream = cast(
             _Stream,
@@ -334,10 +337,7 @@ async def _upgrade(
             ),
         )
     except InvalidStatus as error:
-        followed = _redirect(options, error.response, secrets)
-        if followed is not None:
-            return followed
-        raise refused(options, error.response, secrets) from error
+        answer = error.response
     except ProxyError as error:  # SOCKS; an HTTP proxy's refusal is an OpenError already
         proxy = without_password(options.proxy_url or "")
         raise OpenError(f"{options.origin} through the proxy {proxy}: {error}: {error.__cause__}") from error
@@ -350,6 +350,12 @@ async def _upgrade(
         raise OpenError(network_text(options, error)) from error
     except Exception as error:  # whatever else the library may come up with, now or later
         raise OpenError(f"{options.origin}: the WebSocket could not be opened: {secrets.mask(str(error))}") from error
+    if answer is not None:  # raised here, so that nothing chained to it shows the answer's headers unmasked
+        followed = _redirect(options, answer, secrets)
+        if followed is not None:
+            return followed
+        raise refused(options, answer, secrets)
+    assert stream is not None
     if stream.subprotocol is None and options.require_subprotocol:
         # Binding 2.1: without the subprotocol in the answer "the Client MUST close the socket connection".
         stream.transport.abort()
@@ -397,10 +403,8 @@ def _redirect(options: ConnectionOptions, response: Response, secrets: Secrets) 
     if response.status_code not in _REDIRECTS or not locations:
         return None
     place = locations[0].strip()
-    try:
+    with contextlib.suppress(ValueError):  # the check of the URL says what is wrong with it
         place = urllib.parse.urljoin(options.url, place)
-    except ValueError:
-        pass  # the check of the URL says what is wrong with it
     for http_scheme, scheme in (("https:", "wss:"), ("http:", "ws:")):
         if place.lower().startswith(http_scheme):
             place = scheme + place[len(http_scheme) :]

@@ -20,12 +20,17 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from blockbuster import blockbuster_ctx
 
 DEBUG = os.environ.get("AMQPWS_TEST_DEBUG") == "1"
 LOOP = os.environ.get("AMQPWS_TEST_LOOP", "asyncio")
 INTEROP = Path(__file__).parent / "interop"
+
+# A slow machine is no failure; the timeout of a test is what catches a hang.
+hypothesis.settings.register_profile("patient", parent=hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Turns of the loop that a test's tasks and transports get to finish what is already under way, such as calling
 # connection_lost() on a socket just closed. It is not time: a task that waits for anything is still there afterwards.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any
@@ -66,6 +67,13 @@ async def round_trip(connection: amqp.Connection) -> None:
     """Returns when the peer has read all that was written, and we what it had written by then."""
     async with asyncio.timeout(PATIENCE), connection.session():
         pass
+
+
+def aside(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task beside the operation; that it fails is no complaint if the scenario is over by then."""
+    task = asyncio.create_task(coroutine)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return task
 
 
 # --- the scenarios -------------------------------------------------------------------
@@ -158,7 +166,7 @@ async def shared_default_session(peer: Peer, connection: amqp.Connection) -> Asy
         return await connection.sender("other")
 
     async def operation() -> None:
-        others.append(asyncio.create_task(open_other()))
+        others.append(aside(open_other()))
         await (await connection.sender("q")).close()
 
     yield operation
@@ -190,7 +198,7 @@ def wait_for_credit(method: str) -> Scenario:
 
             async def operation() -> None:
                 # The next in line; it starts to wait after us.
-                waiting.append(asyncio.create_task(sender.send(OTHER)))
+                waiting.append(aside(sender.send(OTHER)))
                 peer.conversation.grant(1)
                 await getattr(sender, method)(MESSAGE)
 
@@ -265,7 +273,7 @@ def send_many(source: Callable[[list[amqp.Message]], Any]) -> Scenario:
 
             async def operation() -> None:
                 async for item in many:
-                    seen.append(item)
+                    seen.append(item)  # noqa: PERF401 - what came before the cancellation counts
 
             yield operation
             async with asyncio.timeout(PATIENCE):
@@ -403,7 +411,7 @@ async def close_connection(peer: Peer, connection: None) -> AsyncGenerator[Opera
     own = await amqp.connect(peer.url, **OPTIONS)
     sender, receiver = await own.sender("q"), await own.receiver("q")
     await sender.transfer(MESSAGE)
-    receiving = asyncio.create_task(receiver.receive())
+    receiving = aside(receiver.receive())
     await peer.saw("transfer")
     yield own.close
     await peer.gone()
@@ -522,6 +530,61 @@ async def test_cancelled_at_every_await(name: str, woken: bool) -> None:
 async def test_a_connection_cancelled_at_every_await(name: str, woken: bool) -> None:
     """Neither a task nor a socket outlives a connection that was cancelled while opening, in use, or closing."""
     await _at_every_point(ALONE[name], woken, alone=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_random_cancellations_lose_or_double_a_message(seed: int) -> None:
+    """Many tasks on shared links, cancelled at random: each message once, each outcome true, no wake-up lost."""
+    dice = random.Random(seed)
+    async with Peer() as peer, amqp.connect(peer.url, send_buffer_bytes=1024, **OPTIONS) as connection:
+        peer.credit = dice.choice([1, 2, 10])
+        sender = await connection.sender("q")
+        receiver = await connection.receiver("q", credit=4)
+        taken: list[Any] = []
+
+        def loop_back(conversation: Conversation, delivery: Any) -> None:
+            peer.queue.append(peer.received[-1])
+            conversation.react("transfer", delivery)
+            conversation.react("flow", next(link for link in conversation.links.values() if link.is_sender))
+
+        peer.on["transfer"] = loop_back
+
+        async def send(number: int) -> int:
+            body = b"%d" % number + bytes(dice.choice([0, 3000]))
+            assert await sender.send(amqp.Message(body)) == amqp.Accepted()
+            return number
+
+        async def take() -> None:
+            while True:
+                delivery = await receiver.receive()
+                taken.append(delivery.body)  # no await between taking and noting
+                await delivery.accept()
+
+        sends = [asyncio.create_task(send(number)) for number in range(60)]
+        takers = [asyncio.create_task(take()) for _ in range(3)]
+        while any(not task.done() for task in sends):
+            await asyncio.sleep(0)
+            if dice.random() < 0.3:
+                dice.choice(sends).cancel()
+            if dice.random() < 0.3:
+                victim = dice.randrange(len(takers))
+                takers[victim].cancel()
+                takers[victim] = asyncio.create_task(take())
+        async with asyncio.timeout(PATIENCE):
+            await sender.send(OTHER)
+            while b"two" not in taken:
+                await asyncio.sleep(0)
+        for task in takers:
+            task.cancel()
+        await asyncio.wait(takers)
+        sent: list[Any] = [amqp.Message.decode(raw).body for raw in peer.received]
+        assert len(set(sent)) == len(sent)
+        assert sorted(taken) == sorted(sent)
+        accepted = {task.result() for task in sends if not task.cancelled()}
+        assert accepted <= {int(bytes(body).rstrip(b"\0")) for body in sent if body != b"two"}
+        assert sender.unsettled == 0
+        await receiver.close()
+        await sender.close()
 
 
 async def test_the_points_are_counted() -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli_command import TIMEOUT, broker, finish, run, start
+from tests.cli_command import COMMAND, TIMEOUT, broker, finish, run, start
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,28 @@ def test_output_to_a_full_disk_fails_with_a_reason(url: str) -> None:
     assert done.returncode == 1
     assert b"No space left" in done.stderr
     assert left(url, "full") == 3
+
+
+def test_result_to_a_full_disk_fails_with_a_reason() -> None:
+    """Also where it shows only when the buffers are written out at the end."""
+    with open("/dev/full", "wb") as full:
+        process = start("--help", stdout=full, env={"PYTHONUNBUFFERED": ""})
+    done = finish(process)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"amqpws: ")
+    assert b"No space left" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "closed"), [("send", "stdin"), ("receive", "stdout"), ("broker", "stdout")])
+def test_closed_standard_stream_is_no_crash(url: str, command: str, closed: str) -> None:
+    """Started with one of them closed, the command says so if it needs it."""
+    arguments = {"send": ["send", url, "q"], "receive": ["receive", url, "q"], "broker": ["broker", "--port", "x"]}
+    redirection = {"stdin": "<&-", "stdout": ">&-"}[closed]
+    line = shlex.join([*COMMAND, *arguments[command]])
+    done = subprocess.run(["sh", "-c", f"{line} {redirection}"], capture_output=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"amqpws: ")
+    assert done.stderr.count(b"\n") == 1
 
 
 # --- signals ------------------------------------------------------------------------------------
@@ -215,7 +238,7 @@ def test_broker_that_dies_is_told_in_one_line(command: str) -> None:
 def test_messages_without_outcome_are_counted_as_in_doubt() -> None:
     """When the broker freezes with messages in flight, --timeout ends the wait and the summary tells them apart."""
     with broker() as (url, frozen):
-        process = start("send", url, "q", "--json", "--timeout", "1", "--trace")
+        process = start("send", url, "q", "--json", "--timeout", "0.3", "--trace")
         assert process.stderr is not None
         assert process.stdin is not None
         for line in process.stderr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import threading
 
 import pytest
@@ -102,14 +103,36 @@ def test_work_after_a_signal_is_not_begun() -> None:
         begun = True
 
     async def command() -> None:
-        import signal
-
         interruption.signal = signal.SIGINT
         await interruption.work(part())
 
     interruption = Interruption()
     asyncio.run(interruption.guard(command()))
     assert not begun
+
+
+def test_second_signal_ends_work_that_does_not_end_by_itself() -> None:
+    """The part is cancelled once by each signal, and the command then ends as cancelled."""
+    cancelled = 0
+
+    async def part() -> None:
+        nonlocal cancelled
+        while cancelled < 2:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+        raise asyncio.CancelledError
+
+    async def command() -> None:
+        await interruption.work(part())
+        pytest.fail("the command went on after the second signal")
+
+    interruption = Interruption()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interruption.guard(command()))
+    assert (cancelled, interruption.signal) == (2, signal.SIGTERM)
 
 
 # --- progress ---------------------------------------------------------------------------------------

@@ -355,7 +355,7 @@ async def test_a_selector() -> None:
         for color in ("red", "blue", "red"):
             await sender.send(amqp.Message(color.encode(), application_properties={"color": color}))
         source = amqp.Source(
-            "q", filter={**amqp.selector("color = 'blue'"), "x:unknown": amqp.Described(amqp.symbol("x:unknown"), 1)}
+            "q", filter={"x:unknown": amqp.Described(amqp.symbol("x:unknown"), 1), **amqp.selector("color = 'blue'")}
         )
         receiver = await connection.receiver(source)
         assert receiver.remote is not None

@@ -288,6 +288,7 @@ def test_undeliverable_here_never_comes_here_again() -> None:
     other = Taker(queue, 5, "2")
     assert other.bodies == [b"1"]
     other.settle(Modified(undeliverable_here=True))
+    one.leave()
     again = Taker(queue, 5, "1")
     assert again.bodies == []
     assert Taker(queue, 5, "3").bodies == [b"1"]

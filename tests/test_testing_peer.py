@@ -101,6 +101,9 @@ class Client:
 async def client_of(broker: Broker, **options: Any) -> AsyncIterator[Client]:
     async with connect(broker.url, subprotocols=AMQP, compression=None) as socket:
         client = Client(socket, **options)
+        await socket.send(client.transport.peek(8) or b"")
+        client.transport.pop(8)
+        assert await client.receive()  # the broker's header
         await client.until(lambda: client.session.state & proton.Endpoint.REMOTE_ACTIVE)
         yield client
 
@@ -194,9 +197,10 @@ async def test_the_sender_settles_in_mode_second() -> None:
         assert queue(broker).depth == 1
 
 
-async def test_an_aborted_message_is_none() -> None:
-    """Half a message that its sender aborts goes nowhere, and the next one is whole."""
-    async with Broker() as broker, client_of(broker) as client:
+@pytest.mark.parametrize("limit", [100, 2**20])
+async def test_an_aborted_message_is_none(limit: int) -> None:
+    """Half a message that its sender aborts goes nowhere, its credit comes back, and the next one is whole."""
+    async with Broker(max_queue_bytes=limit) as broker, client_of(broker) as client:
         sender = client.sender()
         await client.until(lambda: sender.credit > 0)
         aborted = sender.delivery("1")
@@ -210,10 +214,10 @@ async def test_an_aborted_message_is_none() -> None:
         assert queue(broker).bytes == len(MESSAGE)
 
 
-@pytest.mark.parametrize("address", ["q", None])
-async def test_bytes_that_are_no_message_are_rejected(address: str | None) -> None:
-    """Whatever does not begin like a message is refused; the link stays."""
-    async with Broker() as broker, client_of(broker) as client:
+@pytest.mark.parametrize(("address", "limit"), [("q", 2**20), (None, 2**20), ("q", 100)])
+async def test_bytes_that_are_no_message_are_rejected(address: str | None, limit: int) -> None:
+    """Whatever does not begin like a message is refused; the link stays, and its credit comes back."""
+    async with Broker(max_queue_bytes=limit) as broker, client_of(broker) as client:
         sender = client.sender(address=address)
         delivery = await client.send(sender, b"garbage", "1")
         await client.until(lambda: delivery.remote_state == proton.Delivery.REJECTED)
@@ -293,12 +297,14 @@ async def test_a_full_queue_calls_credit_back() -> None:
     async with Broker(max_queue_bytes=1_000_000) as broker, client_of(broker) as client:
         idle, busy = client.sender("idle"), client.sender("busy")
         receiver = client.receiver()
-        await client.until(lambda: idle.credit > 0 and busy.credit > 0)
-        number = 0
-        while queue(broker).bytes < 1_000_000:
-            await client.send(busy, Message(b"x" * 100_000).encode(), str(number), settled=True)
-            number += 1
-            await turns()
+        await client.until(lambda: idle.credit > 0 and busy.credit >= 12)
+        for number in range(12):
+            delivery = busy.delivery(f"at once {number}")
+            busy.send(Message(b"x" * 100_000).encode())
+            busy.advance()
+            delivery.settle()
+        await client.flush()
+        number = 12
         await client.until(lambda: busy.drain_mode)
         busy.drained()
         await client.flush()
@@ -310,6 +316,29 @@ async def test_a_full_queue_calls_credit_back() -> None:
         await client.until(lambda: busy.credit > 0)
         await client.send(busy, MESSAGE, "last")
         assert not busy.drain_mode
+
+
+async def test_credit_that_comes_back_late_is_given_again() -> None:
+    """A sender may answer a drain that is over already: then it has too little credit, and gets more."""
+    async with Broker(max_queue_bytes=1_000_000) as broker, client_of(broker) as client, client_of(broker) as other:
+        sender, receiver = client.sender(), other.receiver()
+        number = 0
+        while queue_bytes(broker) < 1_000_000:
+            await client.send(sender, Message(b"x" * 100_000).encode(), str(number), settled=True)
+            number += 1
+            await turns()
+        await client.until(lambda: sender.drain_mode)
+        receiver.flow(1000)
+        for _ in range(number):
+            delivery, _ = await other.take(receiver)
+            delivery.update(proton.Delivery.ACCEPTED)
+            delivery.settle()
+        await other.until(lambda: True)
+        await turns()  # the broker has granted more, which the client has not read
+        sender.drained()
+        for tag in range(50):
+            await client.send(sender, MESSAGE, f"more {tag}", settled=True)
+            await other.take(receiver)
 
 
 async def test_a_sender_that_ignores_a_drain_goes_on_later() -> None:
@@ -338,7 +367,8 @@ def queue_bytes(broker: Broker) -> int:
     return queues["q"].bytes if "q" in queues else 0
 
 
-async def test_a_stalled_receiver_does_not_fill_the_broker() -> None:
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_stalled_receiver_does_not_fill_the_broker(leaves: bool) -> None:
     """A client with endless credit that reads nothing gets no more than its connection's buffers, and then the rest."""
     total = 200
     async with Broker() as broker, client_of(broker) as client, client_of(broker) as other:
@@ -353,6 +383,13 @@ async def test_a_stalled_receiver_does_not_fill_the_broker() -> None:
         await other.until(lambda: queue(broker).enqueued == total)
         assert queue(broker).unsettled * len(raw) < 12 * 2**20
         assert queue(broker).depth > 50
+        if leaves:
+            receiver.close()
+            await client.until(lambda: receiver.state & proton.Endpoint.REMOTE_CLOSED)
+            assert queue(broker).depth == total
+            receiver = other.receiver()
+            receiver.flow(10_000)
+            client = other
         for _ in range(total):
             await client.take(receiver)
 
@@ -399,6 +436,29 @@ async def test_a_durable_subscription_is_looked_up_by_its_name() -> None:
         lookup.close()
         await client.until(lambda: lookup.state & proton.Endpoint.REMOTE_CLOSED)
         assert broker.statistics().topics["t"].subscriptions == ()
+
+
+async def test_a_link_that_was_evicted_gets_nothing_more() -> None:
+    """Credit that arrives for a link whose subscription was taken over moves no message there."""
+    async with Broker() as broker, client_of(broker) as old, client_of(broker) as new:
+        receivers = []
+        for client in (old, new):
+            receiver = client.session.receiver("sub")
+            receiver.source.address = "topic:t"
+            receiver.source.expiry_policy = proton.Terminus.EXPIRE_NEVER
+            receiver.open()
+            await client.until(lambda receiver=receiver: receiver.state & proton.Endpoint.REMOTE_ACTIVE)  # type: ignore[misc]
+            receivers.append(receiver)
+            links = [link for peer in broker._peers for session in peer.sessions for link in session.links]
+        assert len(links) == 1
+        receivers[0].flow(10)
+        await old.flush()
+        await new.send(new.sender(address="topic:t"), MESSAGE)
+        await old.until(lambda: receivers[0].state & proton.Endpoint.REMOTE_CLOSED)
+        assert receivers[0].remote_condition is not None
+        assert receivers[0].remote_condition.name == "amqp:link:stolen"
+        receivers[1].flow(1)
+        await new.take(receivers[1])
 
 
 async def test_properties_of_a_node_are_not_echoed_blindly() -> None:
@@ -481,6 +541,7 @@ async def test_what_is_not_amqp_ends_the_connection(data: bytes) -> None:
     """Whatever a client sends, the WebSocket is closed in bounded time, in order."""
     async with Broker() as broker, connect(broker.url, subprotocols=AMQP) as socket:
         await socket.send(data)
+        await socket.send(b"more")
         async with asyncio.timeout(5):
             with contextlib.suppress(ConnectionClosed):
                 while True:
@@ -490,9 +551,11 @@ async def test_what_is_not_amqp_ends_the_connection(data: bytes) -> None:
 
 
 async def test_a_text_message_ends_the_connection_with_1003() -> None:
-    """AMQP travels in binary messages (WebSocket binding 2.4)."""
+    """AMQP travels in binary messages (WebSocket binding 2.4); nothing behind a text message counts."""
     async with Broker() as broker, client_of(broker) as client:
+        client.sender()
         await client.socket.send("text")
+        await client.flush()
         async with asyncio.timeout(5):
             await client.socket.wait_closed()
         assert client.socket.close_code == 1003
@@ -555,10 +618,10 @@ async def test_a_silent_client_is_dropped() -> None:
         assert broker.statistics().connections == 0
 
 
-@pytest.mark.parametrize("announced", [0.2, 0.0])
-async def test_the_broker_is_never_silent(announced: float) -> None:
+@pytest.mark.parametrize(("own", "announced"), [(0.3, 0.2), (0.3, 0.0), (60, 0.2)])
+async def test_the_broker_is_never_silent(own: float, announced: float) -> None:
     """Empty frames keep the connection alive for clients that want them, and for those that do not say."""
-    async with Broker(idle_timeout=0.3) as broker, client_of(broker, idle_timeout=announced) as client:
+    async with Broker(idle_timeout=own) as broker, client_of(broker, idle_timeout=announced) as client:
         frames = 0
         for _ in range(30):
             await client.socket.send(b"\x00\x00\x00\x08\x02\x00\x00\x00")  # an empty frame, so as not to be dropped
@@ -587,3 +650,43 @@ async def test_a_session_that_ends_takes_its_links_along() -> None:
         assert (broker.statistics().sessions, broker.statistics().links) == (1, 1)
         assert queue(broker).depth == 1
         await client.send(sender, MESSAGE, "2")
+
+
+@pytest.mark.parametrize("end", ["session", "connection", "socket", "lost"])
+async def test_a_dynamic_node_and_those_who_use_it_end_together(end: str) -> None:
+    """The links of a session that ends may depend on each other, in any order."""
+    async with Broker() as broker, client_of(broker) as client:
+        owner = client.session.receiver("owner")
+        owner.source.dynamic = True
+        owner.open()
+        await client.until(lambda: owner.state & proton.Endpoint.REMOTE_ACTIVE)
+        users: list[proton.Link] = []
+        for number in range(5):
+            users.append(client.receiver(f"receiver {number}", owner.remote_source.address))
+            users.append(client.sender(f"sender {number}", owner.remote_source.address))
+        await client.until(lambda: all(link.state & proton.Endpoint.REMOTE_ACTIVE for link in users))
+        assert broker.statistics().links == 11
+        if end == "socket":
+            await client.socket.close()
+        elif end == "lost":
+            await broker.disconnect()
+        else:
+            endpoint = client.session if end == "session" else client.connection
+            endpoint.close()
+            await client.until(lambda: endpoint.state & proton.Endpoint.REMOTE_CLOSED)
+        assert broker.statistics().links == 0
+        assert broker.statistics().queues == {}
+
+
+async def test_a_receiver_of_two_gets_what_the_other_had() -> None:
+    """What one link of a session leaves goes to another link of the same session, if only that one ends."""
+    async with Broker() as broker, client_of(broker) as client:
+        sender, one, two = client.sender(), client.receiver("one"), client.receiver("two")
+        one.flow(1)
+        await client.send(sender, MESSAGE)
+        await client.take(one)
+        two.flow(1)
+        one.close()
+        _, data = await client.take(two)
+        assert Message.decode(data).delivery_count == 1
+        assert queue(broker).unsettled == 1

@@ -135,6 +135,8 @@ def test_selects(expression: str) -> None:
         "weight / 0 = 1",
         "NOT weight / 0 = 1",
         "weight * 1e308 * 1e308 < 0",
+        f"weight = {'9' * 10_000}",
+        f"weight * 9999999999 * {' * '.join(['9999999999'] * 40)} / 3 = 1",
         "weight IN ('10')",
     ],
 )
@@ -191,6 +193,12 @@ def test_what_is_no_selector(expression: str) -> None:
     """A malformed condition is refused when it is made, never when a message comes."""
     with pytest.raises(SelectorError, match="selector"):
         compile_selector(expression)
+
+
+@pytest.mark.parametrize("identity", [b"id-1", "id-1"])
+def test_message_ids_are_compared_as_text(identity: str | bytes) -> None:
+    """What AMQP has as bytes is text to a selector."""
+    assert compile_selector("JMSMessageID = 'id-1'")(Message(b"", message_id=identity))
 
 
 def test_ors_and_parentheses_side_by_side_are_not_deep() -> None:

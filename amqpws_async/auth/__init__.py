@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from .adapters import CallableProvider
 from .sasl import Anonymous, External, Plain, SaslMechanism
 from .tokens import StaticToken, Token, TokenProvider, as_provider
 
 __all__ = [
     "Anonymous",
+    "CallableProvider",
     "External",
     "Plain",
     "SaslMechanism",

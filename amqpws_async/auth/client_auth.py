@@ -208,12 +208,14 @@ def _is_pem(value: str | Path) -> bool:
 def _check_pem(name: str, value: object) -> None:
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise ValueError(f"{name}: PEM text or the path of a PEM file, not {type(value).__name__}")
-    if not _is_pem(value) and any(character in str(value) for character in "\r\n\0"):
+    if not _is_pem(value) and (any(character in str(value) for character in "\r\n\0") or "PRIVATE KEY" in str(value)):
         raise ValueError(f"{name}: neither PEM text, which has a line -----BEGIN ...-----, nor a path")
 
 
 def _shown(value: str | Path | None) -> str:
-    return "'***'" if value is not None and _is_pem(value) else repr(None if value is None else str(value))
+    # A long text for a path may be a key that has lost its BEGIN line.
+    hidden = isinstance(value, str) and (_is_pem(value) or len(value) > 120)
+    return "'***'" if hidden else repr(None if value is None else str(value))
 
 
 @contextlib.contextmanager

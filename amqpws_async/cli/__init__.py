@@ -4,7 +4,7 @@
 * `connecting`: from these to an open connection. `failures`: exit statuses, and the one line that an error gets.
 * `interruption`: what Ctrl-C and SIGTERM do. `streams`: standard input and output without blocking the event loop.
 * `terminal`: the progress line, and how numbers are written. `histogram`: a picture of latencies.
-* `rendering`: a message as JSON or text. `composition`: a message from arguments.
+* `rendering`: a message as JSON or text. `composition`: a message from arguments. `tally`: what became of many.
 * `send`, `receive`, `broker`, `demo`: one module for each command, with its arguments. `workload`: what the demo runs.
 """
 
@@ -43,18 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             parsed = parser.parse_args(arguments)
         except SystemExit as exit:  # argparse, after --help, --version and usage errors
-            sys.stdout.flush()
+            print(end="", flush=True)
             return exit.code if isinstance(exit.code, int) else ExitStatus.USAGE
         if parsed.verbose:
             logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
             logging.getLogger("amqpws_async").setLevel(logging.INFO)
         status = _run(parsed)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads on, as with `| head`. What is still buffered must not fail once more when Python exits.
+        print(end="", flush=True)
+    except OSError as error:
+        # Standard output failed. What is still buffered for it must not fail once more when Python exits.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        if isinstance(error, BrokenPipeError):  # nobody reads on, as with `| head`, and nobody wants to hear of it
+            return BROKEN_PIPE
+        complain(error)
+        return ExitStatus.FAILED
     except KeyboardInterrupt:
         return interrupted("SIGINT")
     return status

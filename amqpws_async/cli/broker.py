@@ -27,8 +27,8 @@ __all__ = ["add_to"]
 _EXAMPLES: Final = """\
   for this machine, at the usual port:
     amqpws broker
-  at any free port, whose URL a script reads:
-    amqpws broker --port 0 | { read url; amqpws send "$url" orders hello; }
+  at any free port, and its URL into a file for a script:
+    amqpws broker --port 0 > broker.url
   for others too, with TLS and passwords:
     amqpws broker --host 0.0.0.0 --port 8673 --tls cert.pem key.pem --users-file users
 

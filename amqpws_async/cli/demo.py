@@ -38,7 +38,7 @@ def add_to(commands: Commands) -> None:
         "account for every message by its id. Exit status 0 says that the account is exact.",
         _EXAMPLES,
     )
-    parser.add_argument("--messages", metavar="N", type=positive, default=100_000, help="default: %(default)s")
+    parser.add_argument("--messages", metavar="N", type=positive, default=60_000, help="default: %(default)s")
     parser.add_argument("--senders", metavar="N", type=positive, default=4, help="default: %(default)s")
     parser.add_argument("--receivers", metavar="N", type=positive, default=4, help="default: %(default)s")
     parser.add_argument("--size", metavar="BYTES", type=positive, default=256, help="of a body (default: %(default)s)")

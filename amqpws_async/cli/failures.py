@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Final
 
-from ..errors import AMQPError, AttachError, DeliveryFailed, EndpointClosed, OpenError, SettlementLost
+from ..errors import AMQPError, AttachError, DeliveryUnknown, EndpointClosed, OpenError, SettlementLost
 
 __all__ = ["BROKEN_PIPE", "EXIT_STATUSES", "ExitStatus", "Failure", "complain", "interrupted", "plain", "status_of"]
 
@@ -18,7 +18,7 @@ BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 EXIT_STATUSES: Final = """\
 exit status:
   0    everything asked for was done
-  1    some messages failed: rejected, released, modified or too large
+  1    some messages failed (rejected, released, modified, too large), or something unexpected happened
   2    the arguments make no sense
   3    cannot connect: network, certificate, upgrade, token or user refused
   4    the address was refused
@@ -62,9 +62,7 @@ def status_of(error: BaseException) -> ExitStatus:
             return ExitStatus.CANNOT_CONNECT
         case AttachError():
             return ExitStatus.REFUSED
-        case DeliveryFailed():
-            return ExitStatus.FAILED
-        case EndpointClosed() | SettlementLost() | AMQPError() | TimeoutError() | ConnectionError():
+        case EndpointClosed() | SettlementLost() | DeliveryUnknown() | TimeoutError():
             return ExitStatus.LOST
         case _:
             return ExitStatus.FAILED

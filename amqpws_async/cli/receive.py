@@ -14,7 +14,7 @@ from .connecting import open_connection
 from .failures import BROKEN_PIPE, ExitStatus, Failure
 from .interruption import Interruption
 from .rendering import as_json, as_text
-from .streams import Output
+from .streams import Output, descriptor_of
 from .terminal import Progress
 
 __all__ = ["add_to"]
@@ -73,6 +73,7 @@ async def _run(arguments: Namespace, interruption: Interruption) -> int:
         )
     except ValueError as error:
         raise Failure(ExitStatus.USAGE, str(error)) from error
+    output = Output(descriptor_of(sys.stdout, "output"))
     # With a count, credit is given by hand, so that not one message more leaves the broker.
     credit = 0 if arguments.count is not None else arguments.credit
     async with (
@@ -81,8 +82,8 @@ async def _run(arguments: Namespace, interruption: Interruption) -> int:
     ):
         if arguments.browse:
             _check_copy(receiver)
-        taking = _Taking(receiver, arguments, interruption)
-        with taking.output.when_unread(taking.unread):
+        taking = _Taking(receiver, output, arguments, interruption)
+        with output.when_unread(taking.unread):
             async with _progress(taking):
                 await interruption.work(taking.take())
     if taking.is_unread:
@@ -111,8 +112,8 @@ def _progress(taking: _Taking) -> contextlib.AbstractAsyncContextManager[object]
 class _Taking:
     """One run of the command: messages coming in, lines going out, then settlement."""
 
-    def __init__(self, receiver: Receiver, arguments: Namespace, interruption: Interruption) -> None:
-        self.output = Output(sys.stdout.fileno())
+    def __init__(self, receiver: Receiver, output: Output, arguments: Namespace, interruption: Interruption) -> None:
+        self._output = output
         self.written = 0
         self.is_unread = False
         self._receiver = receiver
@@ -141,7 +142,7 @@ class _Taking:
 
     async def _write(self, delivery: Delivery) -> None:
         try:
-            await self.output.write(self._render(delivery))
+            await self._output.write(self._render(delivery))
         except BaseException:
             with contextlib.suppress(AMQPError):  # it is lost only to us: the broker has it
                 await delivery.release()

@@ -90,7 +90,11 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _fields(message: Message, names: tuple[str, ...]) -> dict[str, Any]:
     values = {name: getattr(message, name) for name in names}
-    return {name: _value(value) for name, value in values.items() if value is not None}
+    return {
+        name: _time(value) if name.endswith("_time") else _value(value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _body(body: Any) -> tuple[str, Any]:

@@ -6,23 +6,16 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from .. import (
-    Accepted,
     AMQPError,
     DeliveryUnknown,
     MessageTooLarge,
-    Modified,
-    Outcome,
     PendingDelivery,
-    Rejected,
-    Released,
     Sender,
     Target,
 )
@@ -30,10 +23,11 @@ from ..errors import closed_error
 from .arguments import Commands, add_command, add_connection, add_url, positive, seconds
 from .composition import Composer, add_fields, filler
 from .connecting import open_connection
-from .failures import ExitStatus, Failure, complain, plain, status_of
+from .failures import ExitStatus, Failure, complain, plain
 from .interruption import Interruption
-from .streams import Lines, read_all
-from .terminal import Progress, rate
+from .streams import Lines, descriptor_of, read_all
+from .tally import Tally
+from .terminal import Progress
 
 __all__ = ["add_to"]
 
@@ -49,16 +43,8 @@ _EXAMPLES: Final = """\
   through the anonymous terminus: the broker routes by "to"
     amqpws send ws://127.0.0.1:8672 --to orders --file order.json
 """
-_SHOWN_FAILURES: Final = 10
 _LOOK: Final = 0.5  # seconds between looks at whether the connection is still there, while the input is slow
 _GRACE: Final = 5.0  # seconds for outcomes in flight when the work was cut short, as long as closing may take
-_OUTCOMES: Final[dict[type[Any] | None, str]] = {
-    Accepted: "accepted",
-    Rejected: "rejected",
-    Released: "released",
-    Modified: "modified",
-    None: "settled",
-}
 
 
 def add_to(commands: Commands) -> None:
@@ -95,73 +81,6 @@ def add_to(commands: Commands) -> None:
     parser.set_defaults(run=_run)
 
 
-class _Tally:
-    """What became of the messages."""
-
-    def __init__(self) -> None:
-        self.sent = 0
-        self.refused = 0  # by us: never sent
-        self.outcomes: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self.error: BaseException | None = None
-        self.started = time.monotonic()
-        self.seconds = 0.0
-
-    @property
-    def settled(self) -> int:
-        return self.outcomes.total()
-
-    @property
-    def failed(self) -> int:
-        return self.settled - self.outcomes["accepted"] - self.outcomes["settled"] + self.refused
-
-    def fail(self, number: int, why: str) -> None:
-        if len(self.failures) < _SHOWN_FAILURES:
-            self.failures.append(f"message {number}: {why}")
-
-    def count(self, number: int, outcome: Outcome | None) -> None:
-        name = _OUTCOMES.get(type(outcome) if outcome is not None else None, "settled without outcome")
-        self.outcomes[name] += 1
-        if isinstance(outcome, Rejected):
-            self.fail(number, f"rejected: {outcome.error or 'no reason given'}")
-        elif name not in ("accepted", "settled"):
-            self.fail(number, name)
-
-    def progress(self) -> str:
-        elapsed = time.monotonic() - self.started
-        text = f"sent {self.sent:,}, outcomes {self.settled:,}, {rate(self.settled, elapsed)}"
-        return f"{text}, failed {self.failed:,}" if self.failed else text
-
-    def summary(self) -> str:
-        parts = [f"{count:,} {name}" for name, count in self.outcomes.items()]
-        if self.sent > self.settled:
-            parts.append(f"{self.sent - self.settled:,} in doubt")
-        if self.refused:
-            parts.append(f"{self.refused:,} not sent")
-        speed = f" ({rate(self.sent, self.seconds)})" if self.sent > 1 else ""
-        return f"{self.sent:,} sent in {self.seconds:.2f} s{speed}{': ' if parts else ''}{', '.join(parts)}"
-
-    def as_json(self) -> dict[str, Any]:
-        counts = {name: self.outcomes[name] for name in ("accepted", "rejected", "released", "modified", "settled")}
-        return {
-            "sent": self.sent,
-            **counts,
-            "unknown": self.sent - sum(counts.values()),
-            "not_sent": self.refused,
-            "seconds": round(self.seconds, 6),
-            "rate": round(self.sent / self.seconds, 1) if self.seconds else None,
-            "failures": self.failures,
-            "error": None if self.error is None else str(self.error),
-        }
-
-    def status(self) -> ExitStatus:
-        if isinstance(self.error, TimeoutError):
-            return ExitStatus.TIMED_OUT
-        if self.error is not None:
-            return status_of(self.error)
-        return ExitStatus.FAILED if self.failed else ExitStatus.OK
-
-
 async def _run(arguments: Namespace, interruption: Interruption) -> int:
     if not arguments.address and not arguments.to:
         raise Failure(ExitStatus.USAGE, "give an ADDRESS, or --to ADDRESS for the anonymous terminus")
@@ -176,7 +95,7 @@ async def _run(arguments: Namespace, interruption: Interruption) -> int:
             work = _Sending(sender, arguments, interruption)
             async with Progress(sys.stderr, work.tally.progress):
                 await work.send(composer, bodies)
-            work.tally.seconds = time.monotonic() - work.tally.started
+            work.tally.stop()
     except (AMQPError, TimeoutError) as error:
         if work is None:
             raise
@@ -184,7 +103,7 @@ async def _run(arguments: Namespace, interruption: Interruption) -> int:
     return _report(work.tally, arguments)
 
 
-def _report(tally: _Tally, arguments: Namespace) -> int:
+def _report(tally: Tally, arguments: Namespace) -> int:
     for failure in tally.failures:
         complain(failure)
     if tally.failed > len(tally.failures):
@@ -202,7 +121,7 @@ class _Sending:
     """One run of the command: transfers going out, outcomes coming in."""
 
     def __init__(self, sender: Sender, arguments: Namespace, interruption: Interruption) -> None:
-        self.tally = _Tally()
+        self.tally = Tally()
         self._sender = sender
         self._settled = True if arguments.settled else None
         self._timeout: float | None = arguments.timeout
@@ -280,7 +199,7 @@ async def _bodies(arguments: Namespace) -> AsyncIterator[bytes]:
     if sum(source is not None for source in (body, arguments.file, arguments.size)) > 1:
         raise Failure(ExitStatus.USAGE, "BODY, --file and --size exclude each other")
     if arguments.file == "-":
-        return _repeated(await read_all(sys.stdin.fileno()), arguments.count)
+        return _repeated(await read_all(descriptor_of(sys.stdin, "input")), arguments.count)
     if arguments.file is not None:
         try:
             return _repeated(Path(arguments.file).read_bytes(), arguments.count)  # noqa: ASYNC240 - nothing else runs yet
@@ -292,9 +211,10 @@ async def _bodies(arguments: Namespace) -> AsyncIterator[bytes]:
         return _repeated(body.encode("utf-8", "surrogateescape"), arguments.count)
     if arguments.count is not None:
         raise Failure(ExitStatus.USAGE, "--count goes with BODY, --file or --size; a line is sent once")
+    lines = Lines(descriptor_of(sys.stdin, "input"))
     if sys.stdin.isatty():
         print("each line is a message; Ctrl-D ends", file=sys.stderr, flush=True)
-    return Lines(sys.stdin.fileno())
+    return lines
 
 
 async def _repeated(body: bytes, count: int | None) -> AsyncIterator[bytes]:

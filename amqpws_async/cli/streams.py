@@ -12,11 +12,24 @@ import select
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Self
+from typing import Final, Self, TextIO
 
-__all__ = ["Lines", "Output", "read_all", "read_some"]
+from .failures import ExitStatus, Failure
+
+__all__ = ["Lines", "Output", "descriptor_of", "read_all", "read_some"]
 
 _READ_SIZE: Final = 65536
+
+
+def descriptor_of(stream: TextIO | None, name: str) -> int:
+    """The descriptor of a standard stream.
+
+    Raises:
+        Failure: The command was started with it closed.
+    """
+    if stream is None:
+        raise Failure(ExitStatus.USAGE, f"standard {name} is closed")
+    return stream.fileno()
 
 
 async def read_some(descriptor: int) -> bytes:

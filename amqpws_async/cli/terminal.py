@@ -53,11 +53,6 @@ class Progress:
                 raise failed  # nobody reads the stream any more
         self._clear()
 
-    def note(self, line: str) -> None:
-        """Write a line that stays, above the progress."""
-        self._clear()
-        print(line, file=self._stream, flush=True)
-
     async def _run(self, interval: float) -> None:
         await asyncio.sleep(self._delay)
         while True:

@@ -59,7 +59,7 @@ class Ledger:
     def missing(self) -> int:
         """Messages that were not sent once, or of which the end is not known."""
         ends = zip(self.sent, self.accepted, self.dead, strict=True)
-        return sum(not sent or not (accepted or dead) for sent, accepted, dead in ends)
+        return sum(sent != 1 or not (accepted or dead) for sent, accepted, dead in ends)
 
     @property
     def duplicates(self) -> int:

@@ -6,7 +6,7 @@ One `Engine` owns one ``proton.Connection``, ``Transport`` and ``Collector``. Wh
 
     receive_data(data)      push the peer's bytes; handlers are called from inside
     tick(now)               after input, before output; gives the next deadline on the same clock
-    data_to_send(limit)     take bytes until it gives b""
+    data_to_send(limit)     take bytes until it gives b"", and say so with sent(now)
 
 Everything the peer does reaches a *handler* by a direct synchronous call: the connection's, a session's or a link's
 (the three protocols below). Handlers may call any method of the engine; none of them may raise. Those of sessions and
@@ -21,8 +21,8 @@ Rules that this file keeps, so that nobody else has to know them:
 * links and sessions are freed as soon as both sides have closed them;
 * an attach with a null terminus is a refusal, the detach that follows carries the reason (specification 2.6.3);
 * proton neither enforces max-message-size nor the credit it granted: both are checked here, on partial deliveries too;
-* proton sends keep-alives only to peers that ask for them: for the quiet ones the empty frame is added here, at a
-  frame boundary (nothing pending).
+* proton sends keep-alives only to peers that ask for them, and then up to a whole idle timeout apart: the empty frame
+  is added here in time, at a frame boundary (nothing pending).
 
 `REQUIRED` lists the functions of the binding that are relied on; a test names the one that goes missing.
 """

@@ -1,4 +1,4 @@
-"""Open, attach and disposition fields <-> proton's public objects; everything here runs once per endpoint, not per message.
+"""Open, attach and disposition fields <-> proton's public objects: what runs once per endpoint, not once per message.
 
 What proton 0.40 cannot carry is not imitated: link capabilities, default-outcome, the unsettled map of an attach,
 message-format, begin properties and batchable.
@@ -199,7 +199,8 @@ def _source(terminus: proton.Terminus) -> Source | None:
 
 
 def _target(terminus: proton.Terminus) -> Target | None:
-    return None if terminus.type == proton.Terminus.UNSPECIFIED else Target(**_terminus(terminus))
+    """Read a target; a coordinator of transactions is none of ours, so it reads as null."""
+    return Target(**_terminus(terminus)) if terminus.type == proton.Terminus.TARGET else None
 
 
 def _terminus(terminus: proton.Terminus) -> dict[str, Any]:

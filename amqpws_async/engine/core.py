@@ -20,13 +20,14 @@ from .trace import tracer
 __all__ = ["Engine"]
 
 REQUIRED: Final = (
-    "pn_collector_peek pn_collector_pop pn_data_encoded_size pn_delivery pn_delivery_aborted pn_delivery_link "
-    "pn_delivery_partial pn_delivery_readable pn_delivery_remote_state pn_delivery_settle pn_delivery_settled "
-    "pn_delivery_tag pn_delivery_update pn_delivery_updated pn_event_delivery pn_event_link pn_event_session "
-    "pn_event_type pn_link_advance pn_link_credit pn_link_drain pn_link_drained pn_link_draining pn_link_flow "
-    "pn_link_get_drain pn_link_is_sender pn_link_recv pn_link_send pn_link_session pn_link_state "
-    "pn_session_outgoing_bytes pn_session_state pn_transport_capacity pn_transport_close_tail pn_transport_closed "
-    "pn_transport_peek pn_transport_pending pn_transport_pop pn_transport_push pn_transport_tick"
+    "pn_collector_peek pn_collector_pop pn_data_encoded_size pn_decref pn_delivery pn_delivery_aborted "
+    "pn_delivery_link pn_delivery_partial pn_delivery_readable pn_delivery_remote_state pn_delivery_settle "
+    "pn_delivery_settled pn_delivery_tag pn_delivery_update pn_delivery_updated pn_event_delivery pn_event_link "
+    "pn_event_session pn_event_type pn_incref pn_link_advance pn_link_credit pn_link_drain pn_link_drained "
+    "pn_link_draining pn_link_flow pn_link_get_drain pn_link_is_sender pn_link_recv pn_link_send pn_link_session "
+    "pn_link_state pn_session_outgoing_bytes pn_session_state pn_transport_capacity pn_transport_close_tail "
+    "pn_transport_closed pn_transport_peek pn_transport_pending pn_transport_pop pn_transport_push "
+    "pn_transport_tick"
 ).split()
 
 EMPTY_FRAME: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"  # specification 2.3.1: a frame with an empty body
@@ -87,9 +88,7 @@ class Engine:
         if hostname is not None:
             connection.hostname = hostname
         attach.put_connection(connection, properties, offered_capabilities, desired_capabilities)
-        self._transport = transport = proton.Transport(
-            proton.Transport.SERVER if server else proton.Transport.CLIENT
-        )
+        self._transport = transport = proton.Transport(proton.Transport.SERVER if server else proton.Transport.CLIENT)
         # A tracer is always set: without one proton writes to stderr.
         transport.tracer = tracer(trace)
         transport.trace(proton.Transport.TRACE_FRM if trace else proton.Transport.TRACE_OFF)
@@ -108,6 +107,8 @@ class Engine:
         self._t = transport._impl
         self._c = self._collector._impl
         self._sessions: dict[Any, EngineSession] = {}
+        self._kept: set[Any] = set()  # sessions that proton has not done with
+        self._final: list[Any] = []  # those it has, until the events about them are gone
         self._links: dict[Any, EngineSender | EngineReceiver] = {}
         self._outgoing: dict[Any, OutgoingDelivery] = {}
         self._buffer = ffi.new("char[]", SCRATCH_SIZE)
@@ -116,8 +117,7 @@ class Engine:
         self._failed = False
         self._close_sent = False
         self._extra = b""
-        self._taken = 0  # bytes given to the transport so far
-        self._taken_at_tick = -1
+        self._keep_alive = 0.0  # seconds without output after which an empty frame is due
         self._quiet_deadline = 0.0
 
     # --- bytes -----------------------------------------------------------------
@@ -173,7 +173,6 @@ class Engine:
             return b""
         data: bytes = ffi.unpack(self._buffer, size)
         lib.pn_transport_pop(transport, size)
-        self._taken += size
         return data
 
     def tick(self, now: float) -> float | None:
@@ -186,17 +185,22 @@ class Engine:
             When to call again at the latest, in the same seconds, or None for no timer.
         """
         deadline = lib.pn_transport_tick(self._t, int(now * 1000)) / 1000.0
-        if self._remote is not None and self._idle_timeout and not self._remote.idle_timeout and not self._close_sent:
-            if self._taken != self._taken_at_tick:
-                self._taken_at_tick = self._taken
-                self._quiet_deadline = now + self._idle_timeout / 2
-            elif now >= self._quiet_deadline:
-                if lib.pn_transport_pending(self._t) == 0:
+        if self._keep_alive and not self._close_sent:
+            if now >= self._quiet_deadline:
+                if self._quiet_deadline and lib.pn_transport_pending(self._t) == 0:
                     self._extra = EMPTY_FRAME
-                self._quiet_deadline = now + self._idle_timeout / 2
+                self._quiet_deadline = now + self._keep_alive
             deadline = min(deadline, self._quiet_deadline) if deadline else self._quiet_deadline
         self._dispatch()
         return deadline or None
+
+    def sent(self, now: float) -> None:
+        """Tell that output was just written, so that no keep-alive is due for a while.
+
+        Args:
+            now: Seconds, of the clock of `tick`.
+        """
+        self._quiet_deadline = now + self._keep_alive
 
     # --- intentions ---------------------------------------------------------------
 
@@ -268,6 +272,10 @@ class Engine:
         self._outgoing.clear()
         self._transport.unbind()
         self._connection.free()
+        while lib.pn_collector_pop(self._c):
+            pass
+        for session in list(self._kept):
+            self._let_go(session)
 
     # --- dispatch -------------------------------------------------------------------
 
@@ -311,6 +319,21 @@ class Engine:
                 except _UNDECODABLE as exc:
                     self._fail("amqp:decode-error", f"the peer sent a field that cannot be decoded: {exc}")
             pop(collector)
+        while self._final:
+            self._let_go(self._final.pop())
+
+    def _keep(self, session: Any) -> None:
+        """Keep a session until proton has done with it and with its links.
+
+        Otherwise a link that ends last frees its session, which frees the link in turn, while its own end still runs.
+        """
+        lib.pn_incref(session)
+        self._kept.add(session)
+
+    def _let_go(self, session: Any) -> None:
+        if session in self._kept:
+            self._kept.remove(session)
+            lib.pn_decref(session)
 
     def _rare_outcome(self, pointer: Any) -> Outcome | None:
         try:
@@ -334,12 +357,16 @@ class Engine:
             elif lib.pn_session_state(pointer) & lib.PN_LOCAL_UNINIT:
                 session = EngineSession(self, proton.Session(pointer), None)
                 self.handler._on_session(session)
+        elif kind == lib.PN_SESSION_FINAL:
+            self._final.append(lib.pn_event_session(event))
         elif kind == lib.PN_SESSION_REMOTE_CLOSE:
             session = self._sessions.get(lib.pn_event_session(event))
             if session is not None:
                 session._on_remote_end()
         elif kind == lib.PN_CONNECTION_REMOTE_OPEN:
             self._remote = attach.remote_open(self._connection, self._transport, RemoteOpen)
+            # Half of what the peer asks for (2.4.5), else of what we give up after, which keeps proxies content.
+            self._keep_alive = (self._remote.idle_timeout or self._idle_timeout) / 2
             self.handler._on_opened(self._remote)
         elif kind == lib.PN_CONNECTION_REMOTE_CLOSE:
             error = attach.condition_in(self._connection.remote_condition)

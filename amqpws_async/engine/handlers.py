@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from .link import EngineReceiver, EngineSender
     from .session import EngineSession
 
-__all__ = ["ConnectionHandler", "LinkHandler", "OutgoingDelivery", "ReceiverHandler", "RemoteOpen", "SenderHandler", "SessionHandler"]
+__all__ = [
+    "ConnectionHandler",
+    "LinkHandler",
+    "OutgoingDelivery",
+    "ReceiverHandler",
+    "RemoteOpen",
+    "SenderHandler",
+    "SessionHandler",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +94,9 @@ class OutgoingDelivery(Protocol):
     """An unsettled delivery of a sender, until its outcome comes."""
 
     @property
-    def link(self) -> EngineSender: ...
+    def link(self) -> EngineSender:
+        """The link it went out on."""
+        ...  # pragma: no cover - a signature
+
     def _on_outcome(self, outcome: Outcome) -> None: ...
     def _fail(self, stop: StopReason) -> None: ...

@@ -1,7 +1,7 @@
 """The ends of a link in the engine, and the path that every message takes.
 
-Functions of the binding are bound as default arguments where they run once per message: a look-up in `lib` costs a quarter
-of the call.
+Functions of the binding are bound as default arguments where they run once per message: a look-up in `lib` costs a
+quarter of the call.
 """
 
 from __future__ import annotations
@@ -175,6 +175,9 @@ class EngineSender(_EngineLink):
             data: The encoded message.
             delivery: Gets the outcome; None for a pre-settled transfer.
             tag: The delivery tag, 1 to 32 bytes, or None for a counter.
+            new: Bound, not given; likewise the next two.
+            send: Bound.
+            advance: Bound.
         """
         link = self.pointer
         if tag is None:
@@ -255,9 +258,7 @@ class EngineReceiver(_EngineLink):
         """Whether a drain is not answered yet."""
         return not self.released and bool(lib.pn_link_draining(self.pointer))
 
-    def accept(
-        self, pointer: Any, update: Any = lib.pn_delivery_update, settle: Any = lib.pn_delivery_settle
-    ) -> None:
+    def accept(self, pointer: Any, update: Any = lib.pn_delivery_update, settle: Any = lib.pn_delivery_settle) -> None:
         """Settle a delivery as accepted (receiver settle mode first)."""
         update(pointer, _ACCEPTED)
         settle(pointer)
@@ -324,7 +325,9 @@ class EngineReceiver(_EngineLink):
         if not self._arriving:
             self.credit -= 1
             if self.credit < 0:
-                self._refuse("amqp:link:transfer-limit-exceeded", "the peer sent more deliveries than it had credit for")
+                self._refuse(
+                    "amqp:link:transfer-limit-exceeded", "the peer sent more deliveries than it had credit for"
+                )
                 return
         link, scratch = self.pointer, self.engine._scratch
         size = receive(link, scratch, SCRATCH_SIZE)

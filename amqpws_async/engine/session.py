@@ -21,7 +21,7 @@ __all__ = ["EngineSession"]
 
 
 class EngineSession:
-    """A session of the engine; made by `Engine.begin`, or handed to `ConnectionHandler._on_session` by the peer's begin."""
+    """A session of the engine: made by `Engine.begin`, or by the peer's begin for `ConnectionHandler._on_session`."""
 
     __slots__ = ("_ending", "_handler", "engine", "pointer", "released")
 
@@ -32,6 +32,7 @@ class EngineSession:
         self._ending = False  # our end waits for the peer's begin
         self.pointer = public._impl
         engine._sessions[self.pointer] = self
+        engine._keep(self.pointer)
 
     @property
     def _public(self) -> proton.Session:

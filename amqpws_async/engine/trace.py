@@ -17,6 +17,8 @@ _PAYLOAD = re.compile(r"\] \((\d+)\) .*$", re.DOTALL)
 
 
 def tracer(trace: Callable[[str], None] | None) -> Callable[[proton.Transport, str], None]:
+    """Make a tracer for proton: it hands masked lines to `trace`, or to the log at DEBUG."""
+
     def line(_: proton.Transport, text: str) -> None:
         text = _PAYLOAD.sub(r"] (\1 bytes)", _SECRET_FIELDS.sub(r'\1"***"', text))
         if trace is not None:

@@ -125,7 +125,7 @@ def _attach_sender(session: PeerSession, link: EngineReceiver) -> None:
     assert remote is not None
     target = remote.target
     if target is None:
-        raise _Refused("amqp:invalid-field", "a sender needs a target; its address may be null")
+        raise _Refused("amqp:invalid-field", "a sender needs a target, and there are no transactions here")
     _check(peer, "sender", target.address or None)
     node: Queue | Topic | None = None
     on_end: Callable[[bool], None] = _keep

@@ -80,8 +80,7 @@ class OutgoingLink(Consumer):
 
     def resume(self) -> None:
         """Go on after the connection could not take more."""
-        if not self._ended:
-            self._feed(self.link.credit)
+        self._feed(self.link.credit)
 
     def evict(self, error: ErrorCondition, *, closed: bool = True) -> None:
         """Detach with an error, because the node is gone or another link takes this one's place."""
@@ -99,6 +98,7 @@ class OutgoingLink(Consumer):
             return
         self._ended = True
         self.session.links.discard(self)
+        self.peer.choked.pop(self, None)
         taken = self.peer.engine.take_outgoing(self.link)
         self.queue.leave(self, [entry for entry in taken if isinstance(entry, Entry)])
         self._on_end(closed)
@@ -183,9 +183,8 @@ class IncomingLink:
     def unblock(self) -> None:
         """Go on, as the queue that was full has room again."""
         self._blocked_by = None
-        if not self._ended:
-            self._grant()
-            self.peer.wake()
+        self._grant()
+        self.peer.wake()
 
     def evict(self, error: ErrorCondition) -> None:
         """Detach with an error, because the node is gone."""
@@ -228,11 +227,12 @@ class IncomingLink:
     def _block(self, node: Queue | Topic) -> None:
         """Wait until a full node has room, and call back the credit that is out."""
         queue = node.fullest()
-        if queue is not None and self._blocked_by is None:
-            self._blocked_by = queue
-            queue.blocked[self] = None
-            if self.link.credit > 0:
-                self.link.drain()
+        if self._blocked_by is not None or queue is None:
+            return
+        self._blocked_by = queue
+        queue.blocked[self] = None
+        if self.link.credit > 0:
+            self.link.drain()
 
     # --- what the engine calls
 

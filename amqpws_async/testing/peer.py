@@ -133,8 +133,6 @@ class Peer:
 
     def lost(self) -> None:
         """The TCP connection has ended."""
-        if self._lost:
-            return
         self._lost = True
         self._ending = True
         self._deadline.cancel()

@@ -77,7 +77,7 @@ class Entry:
         self.queue.settle(self, outcome)
 
     def _fail(self, stop: object) -> None:
-        self.queue.restore([self])
+        """Not called: a link that ends takes its deliveries back itself."""
 
 
 class Consumer:
@@ -223,9 +223,8 @@ class Queue:
 
     def leave(self, consumer: Consumer, unsettled: Sequence[Entry] = ()) -> None:
         """Remove a consumer; what it had not settled is delivered again, its delivery-count raised."""
-        if consumer in self.consumers:
-            self.consumers.remove(consumer)
-            self._browsers -= consumer.browsing
+        self.consumers.remove(consumer)
+        self._browsers -= consumer.browsing
         if consumer._waiting:
             self._waiting.remove(consumer)
             consumer._waiting = False
@@ -366,16 +365,13 @@ class Queue:
         return True
 
     def delete(self) -> None:
-        """End everybody who uses it, forget the messages, and let the publishers of a topic go on."""
+        """End everybody who uses it, and forget the messages, which lets the publishers of a topic go on."""
         for consumer in list(self.consumers):
             consumer.evict(deleted(self.address))
         for publisher in list(self.publishers):
             publisher.evict(deleted(self.address))
         while self.discard_oldest():
             pass
-        blocked, self.blocked = self.blocked, {}
-        for publisher in blocked:
-            publisher.unblock()
 
     def statistics(self) -> QueueStatistics:
         """Count what is here and what was."""

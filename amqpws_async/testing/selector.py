@@ -26,7 +26,7 @@ Term = Callable[[Message], Any]
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:
-        (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[lLdDfF]?(?![\w$])
+        (?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[lLdDfF]?(?![\w$])
       | (?P<name>[A-Za-z_$][\w$.]*)
       | (?P<string>'(?:[^']|'')*')
       | (?P<symbol><>|<=|>=|[=<>()+\-*/,])
@@ -102,7 +102,7 @@ class _Parser:
             kind = str(match.lastgroup)
             text = match[kind]
             if kind == "number":
-                self._tokens.append(("value", float(text) if not text.isdigit() else int(text)))
+                self._tokens.append(("value", _number(text)))
             elif kind == "string":
                 self._tokens.append(("value", text[1:-1].replace("''", "'")))
             elif text.upper() in _KEYWORDS:
@@ -330,6 +330,11 @@ def _like(left: Term, pattern: str, escape: str | None) -> Term:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(text: str) -> int | float:
+    # Python refuses to read an int of thousands of digits; nothing that long is exact in AMQP either.
+    return int(text) if text.isdigit() and len(text) < 30 else float(text)
 
 
 def _plain(value: Any) -> Any:

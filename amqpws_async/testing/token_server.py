@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -31,7 +32,7 @@ from .broker import Refusal
 __all__ = ["TokenAnswer", "TokenRequest", "TokenServer", "UAABehaviour"]
 
 _PATH: Final = "/oauth/token"
-_SHUTDOWN_TIMEOUT: Final = 0.01  # seconds for what is being answered; aiohttp takes 0 for no limit
+_SHUTDOWN_TIMEOUT: Final = 0.1  # seconds for what is being answered; aiohttp takes 0 for no limit
 _ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
 _BROKEN_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 
@@ -185,6 +186,7 @@ class TokenServer:
         self._verify_assertion = verify_assertion
         self._ssl = ssl
         self._key = secrets.token_bytes(32)
+        self._closing = asyncio.Event()
         self._web: web.Server | None = None
         self._listener: asyncio.Server | None = None
 
@@ -206,6 +208,7 @@ class TokenServer:
         """
         if self._listener is not None:
             raise RuntimeError("this token server is listening already")
+        self._closing = asyncio.Event()
         # Without its access log: a log of a test is not the place for what clients send.
         self._web = web.Server(self._handle, access_log=None)
         loop = asyncio.get_running_loop()
@@ -220,6 +223,7 @@ class TokenServer:
             return
         assert self._web is not None
         listener.close()
+        self._closing.set()
         await self._web.shutdown(_SHUTDOWN_TIMEOUT)
         await listener.wait_closed()
 
@@ -317,7 +321,8 @@ class TokenServer:
         way = _way(request, form)
         answer = self.answer
         if answer is not None:
-            await asyncio.sleep(answer.delay)
+            if answer.delay:
+                await self._wait(request, answer.delay)
         else:
             answer = self._answered(request, form, way)
         encoded = request.headers.get("X-CF-ENCODED-CREDENTIALS", "").lower() == "true"
@@ -325,6 +330,13 @@ class TokenServer:
             TokenRequest(began, way, encoded, form.get("grant_type", ""), tuple(sorted(form)), answer.status)
         )
         return _response(answer)
+
+    async def _wait(self, request: web.BaseRequest, delay: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._closing.wait()
+            if request.transport is not None:
+                request.transport.abort()
 
     def _answered(self, request: web.BaseRequest, form: Mapping[str, str], way: str) -> TokenAnswer:
         if request.method != "POST":

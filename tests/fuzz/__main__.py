@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Bad input, in bulk.")
     parser.add_argument("--short", action="store_true", help=f"a {SHORT}th of the whole, below a minute")
     parser.add_argument("--seed", type=int, help="repeat an earlier run (default: a new seed, which is printed)")
-    parser.add_argument("--count", type=int, default=STREAMS, help="streams for the engine; conversations are a hundredth")
+    parser.add_argument("--count", type=int, default=STREAMS, help="streams; conversations are a hundredth of it")
     arguments = parser.parse_args()
     seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     streams = arguments.count // (SHORT if arguments.short else 1)

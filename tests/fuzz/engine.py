@@ -51,7 +51,11 @@ def _kind(text: str) -> str:
     """Numbers and addresses left out, so that the same bug has the same text."""
     frames = re.findall(r'File ".*?([^/"]+)", line (\d+)', text)
     last = text.strip().splitlines()[-1] if not text.startswith("killed") else text.splitlines()[0]
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", last)[:120] + " @ " + ":".join(frames[0 if "killed" in text else -1] if frames else ())
+    return (
+        re.sub(r"0x[0-9a-f]+|\d+", "#", last)[:120]
+        + " @ "
+        + ":".join(frames[0 if "killed" in text else -1] if frames else ())
+    )
 
 
 async def fuzz(seed: int, count: int, say: Callable[[str], None]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""From recordings to bad input, by a seeded `random.Random` alone, so that a seed and a number give the same bytes again."""
+"""From recordings to bad input, by a seeded `random.Random` alone: a seed and a number give the same bytes again."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def _integer(rng: random.Random, _: int) -> Node:
 
 def _octets(rng: random.Random, _: int) -> Node:
     size = rng.choice((0, 1, 2, 16, 32, 33, 200, 255, 300, 5000))
-    content = rng.choice((b"a" * size, rng.randbytes(size), b"\xff" * size, b"\x00" * size, "é€\U0001f600".encode() * (size // 9)))
+    content = rng.choice(
+        (b"a" * size, rng.randbytes(size), b"\xff" * size, b"\x00" * size, "é€\U0001f600".encode() * (size // 9))
+    )
     narrow = len(content) < 256 and rng.random() < 0.7
     code = rng.choice((0xA0, 0xA1, 0xA3) if narrow else (0xB0, 0xB1, 0xB3))
     claimed = len(content) if rng.random() < 0.85 else rng.choice(EDGES)
@@ -169,7 +171,8 @@ def performative(rng: random.Random) -> Frame:
     """A frame of its own, each field plausible or not."""
     kind = rng.randrange(OPEN, CLOSE + 1)
     fields: list[Node] = [
-        bytes((0x52, rng.randrange(8))) if rng.random() < 0.6 else value(rng) for _ in range(rng.choice((0, 1, 3, 6, 10, 14)))
+        bytes((0x52, rng.randrange(8))) if rng.random() < 0.6 else value(rng)
+        for _ in range(rng.choice((0, 1, 3, 6, 10, 14)))
     ]
     match kind:
         case _ if rng.random() < 0.3:
@@ -292,7 +295,9 @@ def _payload(rng: random.Random, pieces: list[bytes], _: list[list[bytes]]) -> N
 
 def _repeat(rng: random.Random, pieces: list[bytes], _: list[list[bytes]]) -> None:
     index = rng.randrange(len(pieces))
-    pieces[index:index] = [pieces[index]] * min(rng.choice((1, 1, 1, 2, 20, 300)), MAX_STREAM // (len(pieces[index]) + 1))
+    pieces[index:index] = [pieces[index]] * min(
+        rng.choice((1, 1, 1, 2, 20, 300)), MAX_STREAM // (len(pieces[index]) + 1)
+    )
 
 
 def _drop(rng: random.Random, pieces: list[bytes], _: list[list[bytes]]) -> None:

@@ -7,13 +7,22 @@ answers whatever can be answered, and uses links in every way the engine offers 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cproton_ffi import ffi, lib
 
 from amqpws_async.auth.sasl import Anonymous, SaslMechanism
-from amqpws_async.engine import AttachFields, Engine, EngineReceiver, EngineSender, EngineSession, RemoteAttach, RemoteOpen
+from amqpws_async.engine import (
+    AttachFields,
+    Engine,
+    EngineReceiver,
+    EngineSender,
+    EngineSession,
+    RemoteAttach,
+    RemoteOpen,
+)
 from amqpws_async.errors import DecodeError, ErrorCondition, LocalProtocolError, StopReason
 from amqpws_async.message import (
     ACCEPTED,
@@ -150,20 +159,23 @@ class _Session:
             return
         filters = {"apache.org:selector-filter:string": "color = 'red'"}
         source = Source("q", filter=filters, capabilities=("queue",), outcomes=("amqp:accepted:list",), timeout=5.0)
-        fields = {
-            "snd_settle_mode": SenderSettleMode.SETTLED if self.profile.settled else SenderSettleMode.UNSETTLED,
-            "rcv_settle_mode": ReceiverSettleMode.SECOND if self.profile.second else ReceiverSettleMode.FIRST,
-            "properties": {"p": "v"},
-        }
+        fields = AttachFields(
+            source=source,
+            target=Target("t"),
+            snd_settle_mode=SenderSettleMode.SETTLED if self.profile.settled else SenderSettleMode.UNSETTLED,
+            rcv_settle_mode=ReceiverSettleMode.SECOND if self.profile.second else ReceiverSettleMode.FIRST,
+            max_message_size=4000,
+            properties={"p": "v"},
+        )
         for name in ("one", "two"):
             receiver = _Receiver(self)
             receiver.link = self.link.receiver(f"r-{name}", receiver)
             receiver.link.max_message_size = 4000
-            receiver.link.attach(AttachFields(source=source, target=Target("t"), max_message_size=4000, **fields))
+            receiver.link.attach(fields)
             sender = _Sender(self)
             sender.link = self.link.sender(f"s-{name}", sender)
             target = Target(None, dynamic=True, dynamic_node_properties={"lifetime-policy": "x"})
-            sender.link.attach(AttachFields(source=Source("here"), target=target, **fields))
+            sender.link.attach(replace(fields, source=Source("here"), target=target, max_message_size=0))
             self.party.kept += [receiver, sender]
             self.open_links += 2
 
@@ -198,6 +210,9 @@ class _Session:
         self.party.kept.append(handler)
         link.attach(fields)
         handler._on_attached(remote)
+
+    def _on_link_released(self) -> None:
+        """The engine has freed a link."""
 
     def left(self) -> None:
         """A link is gone; the client ends the sessions after the last."""
@@ -338,15 +353,11 @@ def decode(raw: bytes) -> None:
     """Reads all of a message; that it cannot be decoded is the one thing that may be wrong with it."""
     message = Message.decode(raw)
     for name in FIELDS:
-        try:
+        with suppress(DecodeError):
             getattr(message, name)
-        except DecodeError:
-            pass
     repr(message)
-    try:
+    with suppress(DecodeError):
         message.encode()
-    except DecodeError:
-        pass
 
 
 FIELDS = ("body", "durable", "ttl", "message_id", "creation_time", "delivery_annotations", "message_annotations",

@@ -96,7 +96,9 @@ async def dripping(peer: Peer, rng: random.Random) -> None:
     """Answers octet by octet, too slowly."""
     await peer.read_request()
     with contextlib.suppress(ConnectionError):
-        for octet in peer.switching() if rng.random() < 0.5 else b"HTTP/1.1 200 OK\r\n" + b"X-More: and more\r\n" * 1000:
+        for octet in (
+            peer.switching() if rng.random() < 0.5 else b"HTTP/1.1 200 OK\r\n" + b"X-More: and more\r\n" * 1000
+        ):
             peer.writer.write(bytes((octet,)))
             await peer.writer.drain()
             await asyncio.sleep(0.01)
@@ -196,7 +198,9 @@ async def redirecting(peer: Peer, rng: random.Random) -> None:
         )
     )
     status = rng.choice((301, 302, 303, 307, 308, 300, 305))
-    peer.writer.write(f"HTTP/1.1 {status} Elsewhere\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
+    peer.writer.write(
+        f"HTTP/1.1 {status} Elsewhere\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
+    )
     await peer.writer.drain()
 
 
@@ -273,10 +277,9 @@ async def broken_frames(peer: Peer, rng: random.Random) -> None:
 async def closing(peer: Peer, rng: random.Random) -> None:
     """Closes the WebSocket, well or badly."""
     await peer.upgrade()
-    code = rng.choice((1000, 1001, 1002, 1003, 1005, 1006, 1007, 1011, 1015, 0, 999, 2999, 3000, 4999, 65535))
-    content = rng.choice(
-        (b"", b"\x03", struct.pack(">H", code), struct.pack(">H", code) + b"\xff\xfe\x80", struct.pack(">H", code) + b"r" * 123)
-    )
+    codes = (1000, 1001, 1002, 1003, 1005, 1006, 1007, 1011, 1015, 0, 999, 2999, 3000, 4999, 65535)
+    code = struct.pack(">H", rng.choice(codes))
+    content = rng.choice((b"", b"\x03", code, code + b"\xff\xfe\x80", code + b"r" * 123))
     peer.writer.write(frame(content, CLOSE) + (frame(b"more") if rng.random() < 0.3 else b""))
     if rng.random() < 0.7:
         await peer.until_closed()

@@ -100,4 +100,5 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:5]), sys.argv[5])
+    seed, first, step, end = map(int, sys.argv[1:5])
+    main(seed, first, step, end, sys.argv[5])

@@ -169,6 +169,7 @@ async def test_every_section_and_type(peer: Peer, queue: str) -> None:
         reply_to_group_id="other group",
         message_annotations={"x-opt-test": ulong(9), "x-opt-text": "text"},
         application_properties=VALUES,
+        footer={"x-opt-checksum": ulong(2**40)},
     )
     async with amqp.connect(peer.url) as connection:
         [received] = await exchange(connection, queue, sent)
@@ -186,6 +187,7 @@ async def test_every_section_and_type(peer: Peer, queue: str) -> None:
         "x-opt-test": ulong(9),
         "x-opt-text": "text",
     }
+    assert received.footer == sent.footer
 
 
 @everywhere
@@ -329,6 +331,23 @@ async def test_a_modified_message_comes_again_counted(peer: Peer, queue: str) ->
             await (await take(receiver)).modify(delivery_failed=True)
             again = await take(receiver)
             assert (again.body, again.message.delivery_count) == (b"again", 1)
+            await again.accept()
+        assert await nothing_left(connection, queue)
+
+
+@everywhere
+async def test_a_received_state_leaves_the_delivery_open(peer: Peer, queue: str) -> None:
+    """Telling the peer how far we got settles nothing: the outcome that follows is what counts."""
+    async with amqp.connect(peer.url) as connection:
+        async with connection.sender(queue) as sender:
+            await sender.send(amqp.Message(b"x" * 10_000))
+        async with connection.receiver(queue, credit=1) as receiver:
+            delivery = await take(receiver)
+            await delivery.received(0, 5_000)
+            await delivery.release()
+            again = await take(receiver)
+            assert again.body == b"x" * 10_000
+            await again.received(0, 10_000)
             await again.accept()
         assert await nothing_left(connection, queue)
 
