@@ -563,6 +563,26 @@ async def test_a_sasl_layer_that_never_ends() -> None:
         await peer.gone()
 
 
+@pytest.mark.parametrize("what", ["session", "sender", "receiver"])
+async def test_the_peer_opens_what_nobody_asked_for(what: str) -> None:
+    """A session or link that the peer begins by itself is refused, and ours go on."""
+    async with Peer() as peer, amqp.connect(peer.url, **QUICK) as connection, connection.sender("q") as sender:
+        conversation = peer.conversation
+        ours = next(iter(conversation.links.values()))
+        theirs: Any = conversation.connection.session() if what == "session" else getattr(ours.session, what)("theirs")
+        if what != "session":
+            theirs.source.address = theirs.target.address = "theirs"
+        theirs.open()
+        conversation.flush()
+        await peer.until(lambda: theirs.state & proton.Endpoint.REMOTE_CLOSED)
+        assert theirs.remote_condition is not None
+        theirs.close()
+        conversation.flush()
+        async with asyncio.timeout(PATIENCE):
+            assert await sender.send(MESSAGE) == amqp.Accepted()
+        assert len(connection.health().links) == 1
+
+
 async def test_a_body_that_is_no_message() -> None:
     """A delivery whose bytes are no message is handed out; only decoding it fails, and it can be rejected."""
     async with Peer() as peer, amqp.connect(peer.url, **QUICK) as connection:

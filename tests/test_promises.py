@@ -24,6 +24,7 @@ from .peer import (
     outcome,
     refuse,
     sized,
+    transfer,
 )
 
 T = TypeVar("T")
@@ -536,6 +537,43 @@ async def test_large_messages_of_many_tasks_are_mixed_up() -> None:
             assert sorted(peer.received) == sorted(encoded(b"small", *bodies))
 
 
+async def test_a_sender_keeps_drained_credit() -> None:
+    """Asked to drain, a sender uses the credit for what waits and gives the rest back, and sends no more on it."""
+    async with Peer() as peer, connected(peer) as connection:
+        peer.credit = 0
+        sender = await connection.sender("q")
+        waiting = asyncio.create_task(sender.send(MESSAGE))
+        await turns()
+        link = next(iter(peer.conversation.links.values()))
+        link.drain(5)
+        peer.conversation.flush()
+        assert await soon(waiting) == amqp.Accepted()
+        await peer.until(lambda: link.credit == 0)
+        late = asyncio.create_task(sender.send(MESSAGE))
+        await round_trip(connection)
+        assert not late.done()
+        assert len(peer.received) == 1
+        link.drain_mode = False
+        peer.conversation.grant(1)
+        assert await soon(late) == amqp.Accepted()
+
+
+async def test_pre_settled_sends_hang_when_the_connection_goes() -> None:
+    """Pre-settled messages that the transport has not taken when the connection goes fail, as those that wait do."""
+    async with Peer() as peer, connected(peer, send_buffer_bytes=65536) as connection:
+        peer.credit = 1000
+        sender = await connection.sender("q")
+        peer.conversation.socket.transport.pause_reading()
+        big = amqp.Message(bytes(2**20))
+        sends = [asyncio.create_task(sender.send(big, settled=True)) for _ in range(30)]
+        _, waiting = await asyncio.wait(sends, timeout=0.2)
+        assert waiting
+        peer.conversation.drop()
+        results = await soon(_gather(*waiting))
+        assert all(isinstance(result, amqp.DeliveryUnknown | amqp.ConnectionClosed) for result in results)
+        assert any(isinstance(result, amqp.ConnectionClosed) and not result.sent for result in results)
+
+
 # --- receiving -------------------------------------------------------------------------
 
 
@@ -562,6 +600,35 @@ async def test_a_settlement_is_never_written(settle: Any, state: Any) -> None:
         assert delivery.settled
         with pytest.raises(amqp.LocalProtocolError):
             await soon(delivery.accept())
+
+
+async def test_a_tag_that_is_no_text_is_lost() -> None:
+    """The tag of a delivery is the peer's bytes; once it is settled unread, asking is a local error and no nonsense."""
+    async with Peer() as peer, connected(peer) as connection:
+        peer.queue.extend(encoded(b"1"))
+        receiver = await connection.receiver("q")
+        first = await soon(receiver.receive())
+        assert first.tag == b"t1"
+        await soon(first.accept())
+        assert first.tag == b"t1"
+        peer.conversation.raw(transfer(1, MESSAGE.encode()))
+        second = await soon(receiver.receive())
+        assert second.tag == bytes([0, 0, 0, 1])
+
+
+async def test_a_received_state_settles_the_delivery() -> None:
+    """Saying how far one has got settles nothing; the outcome comes later."""
+    async with Peer() as peer, connected(peer) as connection:
+        peer.on["disposition"] = ignore
+        peer.queue.extend(encoded(b"1"))
+        receiver = await connection.receiver("q")
+        delivery = await soon(receiver.receive())
+        await soon(delivery.received(1, 7))
+        await peer.saw("disposition")
+        assert not delivery.settled
+        await soon(delivery.accept())
+        await peer.saw("disposition", 2)
+        assert peer.dispositions == [(proton.Delivery.RECEIVED, False), (proton.Delivery.ACCEPTED, True)]
 
 
 async def test_confirm_returns_before_the_peer_has_settled() -> None:
@@ -1208,6 +1275,50 @@ async def test_many_tasks_share_a_sender() -> None:
         results = await soon(_gather(*(sender.send(amqp.Message(body)) for body in bodies)))
         assert results == [amqp.Accepted()] * 50
         assert sorted(peer.received) == sorted(encoded(*bodies))
+
+
+@pytest.mark.parametrize("method", ["send", "transfer"])
+async def test_a_busy_task_starves_another(method: str) -> None:
+    """A task that sends in a loop does not take every credit from one that was waiting before it."""
+    async with Peer() as peer, connected(peer) as connection:
+        peer.credit = 1
+        sender = await connection.sender("q")
+        patient: asyncio.Task[Any] | None = None
+        sent = 0
+
+        async def busy() -> None:
+            nonlocal patient, sent
+            while patient is None or not patient.done():
+                pending = await sender.transfer(MESSAGE)
+                if patient is None:
+                    patient = asyncio.create_task(getattr(sender, method)(MESSAGE))
+                    await asyncio.sleep(0)
+                await pending
+                sent += 1
+                assert sent < 100, "the one who waits is never served"
+
+        await soon(busy())
+
+
+async def test_a_busy_receiver_starves_another() -> None:
+    """Two tasks on one receiver both get deliveries, also if one takes without ever having to wait."""
+    async with Peer() as peer, connected(peer) as connection:
+        receiver = await connection.receiver("q", credit=4)
+        counts = [0, 0]
+
+        async def take(who: int) -> None:
+            while sum(counts) < 200:
+                delivery = await receiver.receive()
+                counts[who] += 1
+                await delivery.accept()
+
+        takers = [asyncio.create_task(take(who)) for who in range(2)]
+        await peer.saw("flow")
+        peer.queue.extend(encoded(*(b"x",) * 201))
+        peer.conversation.react("flow", next(iter(peer.conversation.links.values())))
+        peer.conversation.flush()
+        await soon(_gather(*takers))
+        assert min(counts) > 0
 
 
 async def test_many_tasks_share_a_receiver() -> None:

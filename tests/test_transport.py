@@ -67,7 +67,7 @@ async def read(transport: WebSocketTransport, size: int) -> bytes:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Lets everything run until something is so that has no event to wait for."""
-    while not condition():  # noqa: ASYNC110
+    while not condition():
         await asyncio.sleep(0)
 
 
@@ -1216,6 +1216,7 @@ async def test_a_socks_proxy_that_refuses() -> None:
 async def test_no_log_record_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     """Everything at DEBUG: header values, the query, payloads (SASL travels in them), cookies set by the server."""
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "amqpws_async")
     secrets = [f"{CANARY}{n}" for n in range(6)]
 
     async def handler(peer: Peer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from .stream import CRASHES, SUFFIX, make
+from .stream import CRASHES, SUFFIX
 from .worker import SLOT, STREAM_SECONDS, read_slot
 
 STARTS_PER_WORKER = 50  # a worker that dies more often than that has said enough
@@ -93,7 +94,7 @@ async def _shepherd(
                 *(sys.executable, "-m", "tests.fuzz.worker", *map(str, (seed, first, step, end)), str(slot)),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                limit=2**20,
+                limit=2 * SLOT,
             )
             assert process.stdout is not None
             last = -1
@@ -101,8 +102,7 @@ async def _shepherd(
                 report = json.loads(line)
                 last = report.get("number", last)
                 if report["failure"]:
-                    dump = make(seed, last).dump() if "number" in report else b""
-                    findings.add(last, dump, report["failure"])
+                    findings.add(last, base64.b64decode(report.get("dump", "")), report["failure"])
                 elif "grown" in report:
                     say(f"engine: a worker ended, {report['grown'] / 2**20:+.1f} MiB since its first streams")
             code = await process.wait()

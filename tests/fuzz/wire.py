@@ -115,7 +115,7 @@ def pieces(data: bytes) -> list[bytes]:
     """A recording, cut into protocol headers and frames."""
     found = []
     while data:
-        size = 8 if data[:4] == b"AMQP" else int.from_bytes(data[:4], "big")
+        size = 8 if data[:4] == b"AMQP" else max(8, int.from_bytes(data[:4], "big"))
         found.append(data[:size])
         data = data[size:]
     return found

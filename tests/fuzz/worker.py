@@ -6,6 +6,7 @@ that takes too long ends the process by SIGALRM, with the Python stack on stderr
 
 from __future__ import annotations
 
+import base64
 import faulthandler
 import gc
 import json
@@ -18,10 +19,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from .stream import Stream, make, run
+from .stream import Stream, attempt
 
 HEAD = struct.Struct(">QI")  # the stream's number and the size of its dump
-SLOT = HEAD.size + 2 * 2**20
+SLOT = HEAD.size + 8 * 2**20
 
 STREAM_SECONDS = 5.0  # for one stream; the usual one takes a millisecond
 STREAM_MEMORY = 64 * 2**20  # bytes that one stream may add to the peak
@@ -48,20 +49,20 @@ def main(seed: int, first: int, step: int, end: int, path: str) -> None:
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), SLOT) as slot:
         started = 0
         for count, number in enumerate(range(first, end, step)):
-            stream = make(seed, number)
-            dump = stream.dump()
-            slot[: HEAD.size + len(dump)] = HEAD.pack(number, len(dump)) + dump
+            slot[: HEAD.size] = HEAD.pack(number, 0)
             peak = _peak()
             signal.setitimer(signal.ITIMER_REAL, STREAM_SECONDS)
-            failure = attempt(stream) or "\n".join(problems)
+            failure = _failure(seed, number, slot) or "\n".join(problems)
             signal.setitimer(signal.ITIMER_REAL, 0)
             problems.clear()
             if not failure and count > WARM and _peak() - peak > STREAM_MEMORY:
-                failure = f"{(_peak() - peak) >> 20} MiB of memory for {len(stream.data)} octets"
+                failure = f"{(_peak() - peak) >> 20} MiB of memory for one stream"
             if not failure and os.fstat(2).st_size:
                 failure = "something was written to stderr"
             if failure:
-                print(json.dumps({"number": number, "failure": failure}), flush=True)
+                _, size = HEAD.unpack_from(slot)
+                dump = base64.b64encode(slot[HEAD.size : HEAD.size + size]).decode()
+                print(json.dumps({"number": number, "failure": failure, "dump": dump}), flush=True)
                 if os.fstat(2).st_size:
                     raise SystemExit(1)  # the parent reads stderr, and begins another worker after this stream
             if count == WARM:
@@ -73,10 +74,15 @@ def main(seed: int, first: int, step: int, end: int, path: str) -> None:
         print(json.dumps({"grown": grown, "failure": f"grew by {grown} bytes" if grown > GROWTH else ""}), flush=True)
 
 
-def attempt(stream: Stream) -> str:
+def _failure(seed: int, number: int, slot: mmap.mmap) -> str:
     """Runs a stream; what went wrong, or an empty text."""
+
+    def note(stream: Stream) -> None:
+        dump = stream.dump()
+        slot[: HEAD.size + len(dump)] = HEAD.pack(number, len(dump)) + dump
+
     try:
-        run(stream)
+        attempt(seed, number, note)
     except Exception:
         return traceback.format_exc()
     return ""
