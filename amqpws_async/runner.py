@@ -234,28 +234,23 @@ class Runner:
                 await waiter
             self.dirty = False
             self._tick(clock())
-            handed, self._handed = self._handed, []
+            queued = len(self._handed)  # those that come during the writing may be behind it
             while data := engine.data_to_send(limit):
                 await send(data)
                 engine.sent(clock())
-            self._written(handed)
+            self._written(queued)
             if self._ending:
                 reader.cancel()
                 return
 
-    def _written(self, handed: list[Handed]) -> None:
-        """Everything that could be written has been: senders may go on, pre-settled deliveries are done."""
+    def _written(self, queued: int) -> None:
+        """Everything that could be written has been: senders may go on, `queued` pre-settled deliveries are done."""
         self.unsent = held = self.engine.unsent_bytes()
         if held < self.high_water:
             self.room.wake_all()
-        if not handed:
-            return
-        if self.stop is not None:
-            for delivery in handed:
-                delivery._fail(self.stop)
-        elif held:  # the peer's session window is shut
-            self._handed[:0] = handed
-        else:
+        if queued and not held:  # else the peer's session window is shut
+            handed = self._handed[:queued]
+            del self._handed[:queued]
             for delivery in handed:
                 delivery._on_handed()
 
