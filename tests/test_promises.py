@@ -431,6 +431,28 @@ async def test_a_send_cancelled_as_its_credit_comes_takes_it_along() -> None:
             await asyncio.wait([sends[1]])
 
 
+async def test_a_send_cancelled_between_credit_and_room_takes_the_credit_with_it() -> None:
+    """A send that has credit, waits for buffer space and is cancelled there leaves the credit to the next in line."""
+    async with Peer() as peer, connected(peer, send_buffer_bytes=65536) as connection:
+        filler = await connection.sender("filler")
+        peer.credit = 0
+        sender = await connection.sender("q", name="starved")
+        sends = [asyncio.create_task(sender.send(amqp.Message(b"%d" % n))) for n in range(2)]
+        peer.conversation.socket.transport.pause_reading()
+        filling = [asyncio.create_task(filler.send(amqp.Message(bytes(2**20)), settled=True)) for _ in range(20)]
+        _, waiting = await asyncio.wait(filling, timeout=0.2)
+        assert waiting
+        peer.conversation.grant(1, peer.conversation.links["starved"])
+        while sender.credit == 0:
+            await asyncio.sleep(0)
+        await turns()
+        sends[0].cancel()
+        await asyncio.wait([sends[0]])
+        peer.conversation.socket.transport.resume_reading()
+        assert await soon(sends[1]) == amqp.Accepted()
+        await soon(_gather(*filling))
+
+
 async def test_a_send_cancelled_after_the_transfer_is_forgotten() -> None:
     """It stays tracked, and is settled quietly when its outcome comes."""
     async with Peer() as peer, connected(peer) as connection:
@@ -1000,6 +1022,22 @@ async def test_drain_hangs_or_leaves_credit() -> None:
         peer.queue.extend(encoded(b"3"))
         await receiver.add_credit(1)
         assert (await soon(receiver.receive())).body == b"3"
+
+
+async def test_an_automatic_window_stays_drained() -> None:
+    """After a drain the automatic window opens again when somebody waits for a delivery, and not before."""
+    async with Peer() as peer, connected(peer) as connection:
+        receiver = await connection.receiver("q", credit=10)
+        await peer.saw("flow")
+        await soon(receiver.drain())
+        assert receiver.credit == 0
+        await round_trip(connection)
+        link = next(iter(peer.conversation.links.values()))
+        assert link.credit == 0
+        receiving = asyncio.create_task(receiver.receive())
+        await peer.until(lambda: link.credit > 0)
+        peer.conversation.deliver(*encoded(b"1"))
+        assert (await soon(receiving)).body == b"1"
 
 
 @stops

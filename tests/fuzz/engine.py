@@ -38,10 +38,12 @@ class Findings:
         self._kinds[kind] += 1
         if self._kinds[kind] > RECORDED_PER_KIND:
             return
-        path = CRASHES / f"{hashlib.sha256(dump).hexdigest()[:12]}{SUFFIX}"
+        recorded = ""
         if dump:
+            path = CRASHES / f"{hashlib.sha256(dump).hexdigest()[:12]}{SUFFIX}"
             path.write_bytes(dump)
-        self._say(f"stream {number} failed, recorded as {path.name}:\n{text.strip()}")
+            recorded = f", recorded as {path.name}"
+        self._say(f"stream {number} failed{recorded}:\n{text.strip()}")
 
     def summary(self) -> list[str]:
         """A line for each kind."""
@@ -51,12 +53,9 @@ class Findings:
 def _kind(text: str) -> str:
     """Numbers and addresses left out, so that the same bug has the same text."""
     frames = re.findall(r'File ".*?([^/"]+)", line (\d+)', text)
-    last = text.strip().splitlines()[-1] if not text.startswith("killed") else text.splitlines()[0]
-    return (
-        re.sub(r"0x[0-9a-f]+|\d+", "#", last)[:120]
-        + " @ "
-        + ":".join(frames[0 if "killed" in text else -1] if frames else ())
-    )
+    killed = text.startswith("killed")  # then the innermost frame is the first one
+    said = re.sub(r"0x[0-9a-f]+|\d+", "#", text.strip().splitlines()[0 if killed else -1])[:120]
+    return f"{said} @ {':'.join(frames[0 if killed else -1]) if frames else '?'}"
 
 
 async def fuzz(seed: int, count: int, say: Callable[[str], None]) -> tuple[int, int]:

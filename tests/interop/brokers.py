@@ -33,6 +33,8 @@ ONE_ATTEMPT = "one-attempt-"
 USER = "alice"
 PASSWORD = secrets.token_urlsafe(12)
 CREDENTIALS = {"PEER_USER": USER, "PEER_PASSWORD": PASSWORD}
+# Ends a process and its group when we are gone, however we went: our end of the pipe on its standard input closes then.
+LEASH = 'exec 3<&0; (cat <&3; kill -KILL 0) & exec "$@" 3<&- </dev/null'
 HERE = Path(__file__).parent
 
 
@@ -54,10 +56,10 @@ class Server:
         self.log = folder / "output.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                command,
+                ["/bin/sh", "-c", LEASH, "leash", *command],
                 cwd=folder,
                 env={**os.environ, **(environment or {})},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -99,6 +101,8 @@ class Server:
         """Ends the process and what it started at once, as a crash would: no AMQP close, no WebSocket close."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def _signal(self, number: int) -> bool:
         """Sends a signal to the process and what it started; says whether any of them is still there."""
