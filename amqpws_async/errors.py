@@ -115,7 +115,7 @@ class StopReason:
         if self.description:
             text += f": {self.description}"
         elif self.cause is not None:
-            text += f": {self.cause or type(self.cause).__name__}"
+            text += f": {str(self.cause) or type(self.cause).__name__}"
         return text
 
 

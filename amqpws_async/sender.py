@@ -317,8 +317,8 @@ class Sender(Link):
         super()._on_attached(remote)
 
     def _on_credit(self, credit: int, *, drain: bool) -> None:
-        if self._state is not EndpointState.OPEN:
-            self._link.credit = 0  # closing: no transfer may start
+        if self._state is EndpointState.CLOSING:
+            self._link.credit = 0  # no transfer may start
         elif credit > 0 and self._waiting:
             self._waiting.wake(credit)
             if drain:

@@ -6,9 +6,10 @@ message-format, begin properties and batchable.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import proton
 from cproton_ffi import lib
@@ -27,6 +28,9 @@ from ..terminus import (
 )
 
 __all__ = ["AttachFields", "RemoteAttach"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,31 @@ _SND_MODES_IN = _inverse(_SND_MODES)
 _RCV_MODES_IN = _inverse(_RCV_MODES)
 
 
+# What proton's public objects raise on fields that are well framed and cannot be decoded.
+_UNDECODABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    proton.ProtonException,
+)
+
+
+def _decoding(read: Callable[P, R]) -> Callable[P, R]:
+    """Whatever proton raises while the peer's fields are read is a `DecodeError`, and nothing else is."""
+
+    @functools.wraps(read)
+    def reading(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return read(*args, **kwargs)
+        except _UNDECODABLE as exc:
+            raise DecodeError(f"the peer sent a field that cannot be decoded: {exc}") from exc
+
+    return reading
+
+
 # --- open ----------------------------------------------------------------------------
 
 
@@ -118,6 +147,7 @@ def put_connection(
         connection.desired_capabilities = [symbol(name) for name in desired]
 
 
+@_decoding
 def remote_open(connection: proton.Connection, transport: proton.Transport, make: Callable[..., Any]) -> Any:
     """Read the peer's open."""
     return make(
@@ -153,6 +183,7 @@ def put_link(link: proton.Link, fields: AttachFields) -> None:
         _put_terminus(link.target, fields.target, proton.Terminus.TARGET)
 
 
+@_decoding
 def remote_attach(link: proton.Link) -> RemoteAttach:
     """Read the peer's attach."""
     return RemoteAttach(
@@ -226,11 +257,19 @@ def condition_out(error: ErrorCondition | None) -> proton.Condition | None:
     return proton.Condition(error.condition, error.description, info)
 
 
-def condition_in(condition: proton.Condition | None) -> ErrorCondition | None:
-    """The peer's error."""
+@_decoding
+def condition_in(holder: Any, name: str = "remote_condition") -> ErrorCondition | None:
+    """Read the peer's error: the attribute of an endpoint, of the transport or of a delivery's state."""
+    condition = getattr(holder, name)
     if condition is None:
         return None
     return ErrorCondition(condition.name, condition.description or None, _map(condition.info))
+
+
+@_decoding
+def modified_in(remote: Any) -> Modified:
+    """Read the fields of a modified state."""
+    return Modified(remote.failed, remote.undeliverable, own(remote.annotations) or None)
 
 
 def put_disposition(pointer: Any, outcome: Outcome | Received) -> None:

@@ -9,7 +9,7 @@ import proton
 from cproton_ffi import ffi, lib
 
 from ..auth.sasl import Plain, SaslMechanism
-from ..errors import ErrorCondition, LocalProtocolError
+from ..errors import DecodeError, ErrorCondition, LocalProtocolError
 from ..outcomes import ACCEPTED, RELEASED, Outcome
 from . import attach
 from .handlers import ConnectionHandler, OutgoingDelivery, RemoteOpen, SessionHandler
@@ -32,16 +32,6 @@ REQUIRED: Final = (
 
 EMPTY_FRAME: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"  # specification 2.3.1: a frame with an empty body
 
-# What proton's public objects raise on well-framed but undecodable fields.
-_UNDECODABLE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-    proton.ProtonException,
-)
 _SIMPLE: dict[int, Outcome] = {lib.PN_ACCEPTED: ACCEPTED, lib.PN_RELEASED: RELEASED}
 
 
@@ -316,8 +306,8 @@ class Engine:
             else:
                 try:
                     self._on_event(kind, event)
-                except _UNDECODABLE as exc:
-                    self._fail("amqp:decode-error", f"the peer sent a field that cannot be decoded: {exc}")
+                except DecodeError as exc:
+                    self._fail("amqp:decode-error", str(exc))
             pop(collector)
         while self._final:
             self._let_go(self._final.pop())
@@ -338,8 +328,8 @@ class Engine:
     def _rare_outcome(self, pointer: Any) -> Outcome | None:
         try:
             return rare_outcome(pointer)
-        except _UNDECODABLE as exc:
-            self._fail("amqp:decode-error", f"the peer sent a delivery state that cannot be decoded: {exc}")
+        except DecodeError as exc:
+            self._fail("amqp:decode-error", str(exc))
             return None
 
     def _on_event(self, kind: int, event: Any) -> None:
@@ -369,7 +359,7 @@ class Engine:
             self._keep_alive = (self._remote.idle_timeout or self._idle_timeout) / 2
             self.handler._on_opened(self._remote)
         elif kind == lib.PN_CONNECTION_REMOTE_CLOSE:
-            error = attach.condition_in(self._connection.remote_condition)
+            error = attach.condition_in(self._connection)
             self.close()
             self.handler._on_closed(error)
         elif kind in (lib.PN_TRANSPORT_ERROR, lib.PN_TRANSPORT_TAIL_CLOSED, lib.PN_TRANSPORT_HEAD_CLOSED):
@@ -382,7 +372,7 @@ class Engine:
         """
         if self._failed or self._connection.state & proton.Endpoint.REMOTE_CLOSED:
             return
-        error = attach.condition_in(self._transport.condition)
+        error = attach.condition_in(self._transport, "condition")
         refused = self._sasl is not None and self._sasl.outcome not in (None, proton.SASL.OK)
         if error is None and refused:
             error = ErrorCondition("amqp:unauthorized-access", "user name or password")

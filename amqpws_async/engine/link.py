@@ -14,7 +14,7 @@ import proton
 from cproton_ffi import ffi, lib
 
 from ..errors import ErrorCondition
-from ..outcomes import Modified, NoOutcome, Outcome, Received, Rejected
+from ..outcomes import NoOutcome, Outcome, Received, Rejected
 from . import attach
 from .attach import AttachFields, RemoteAttach
 
@@ -121,7 +121,7 @@ class _EngineLink:
             handler._on_attached(self.remote)
 
     def _on_remote_detach(self, *, closed: bool) -> None:
-        error = attach.condition_in(self._public.remote_condition)
+        error = attach.condition_in(self._public)
         handler = self.handler
         if handler is not None:
             handler._on_detached(error, closed=closed)
@@ -402,10 +402,9 @@ def rare_outcome(pointer: Any) -> Outcome | None:
     """The outcome of an outgoing delivery in its rarer forms, or None while there is none."""
     state = lib.pn_delivery_remote_state(pointer)
     if state == lib.PN_REJECTED:
-        return Rejected(attach.condition_in(proton.Delivery(pointer).remote.condition))
+        return Rejected(attach.condition_in(proton.Delivery(pointer).remote, "condition"))
     if state == lib.PN_MODIFIED:
-        remote = proton.Delivery(pointer).remote
-        return Modified(remote.failed, remote.undeliverable, attach.own(remote.annotations) or None)
+        return attach.modified_in(proton.Delivery(pointer).remote)
     return NoOutcome() if lib.pn_delivery_settled(pointer) else None
 
 

@@ -98,7 +98,7 @@ class EngineSession:
             self.handler._on_begun()
 
     def _on_remote_end(self) -> None:
-        error = attach.condition_in(self._public.remote_condition)
+        error = attach.condition_in(self._public)
         handler = self.handler
         if handler is not None:
             handler._on_ended(error)
