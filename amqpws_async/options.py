@@ -127,8 +127,8 @@ class ConnectionOptions:
         send_buffer_bytes: Bytes that may wait to be written before senders are made to wait, 262 144 by default. More
             only adds memory and delay; much less costs throughput.
         trace: Log every frame, with secrets masked: True logs to ``amqpws_async.trace``, a callable gets each line.
-            None (the default) does so if the environment variable ``AMQPWS_TRACE`` is 1, true or frames. For debugging: on a malformed
-            array from a hostile peer proton's printer of frames reads beyond the frame.
+            None (the default) does so if the environment variable ``AMQPWS_TRACE`` is 1, true or frames. For debugging:
+            on a malformed array from a hostile peer proton's printer of frames reads beyond the frame.
 
     Raises:
         TypeError: `token` is nothing that supplies tokens.

@@ -42,19 +42,22 @@ async def test_endpoints_name_their_parents_and_their_peers_termini() -> None:
 async def test_health_counts_links_credit_and_unsettled() -> None:
     """A probe sees each link with its credit and what is unsettled; after the close it sees why."""
     async with Broker() as broker:
-        async with amqp.connect(broker.url) as connection:
-            async with connection.sender("q") as sender, connection.receiver("q", credit=5) as receiver:
-                await sender.send(amqp.Message(b"x"))
-                delivery = await receiver.receive()
-                health = connection.health()
-                assert health.ok
-                assert health.last_frame_age >= 0
-                by_role = {link.role: link for link in health.links}
-                assert by_role["sender"].credit > 0
-                assert by_role["sender"].unsettled == 0
-                assert by_role["receiver"].address == "q"
-                assert by_role["receiver"].credit == receiver.credit > 0
-                await delivery.accept()
+        async with (
+            amqp.connect(broker.url) as connection,
+            connection.sender("q") as sender,
+            connection.receiver("q", credit=5) as receiver,
+        ):
+            await sender.send(amqp.Message(b"x"))
+            delivery = await receiver.receive()
+            health = connection.health()
+            assert health.ok
+            assert health.last_frame_age >= 0
+            by_role = {link.role: link for link in health.links}
+            assert by_role["sender"].credit > 0
+            assert by_role["sender"].unsettled == 0
+            assert by_role["receiver"].address == "q"
+            assert by_role["receiver"].credit == receiver.credit > 0
+            await delivery.accept()
         after = connection.health()
         assert not after.ok
         assert after.stop is not None
@@ -92,7 +95,8 @@ async def test_waiters_skip_those_who_have_gone() -> None:
     first.cancel()
     await asyncio.wait([first, second])
     assert first.cancelled()
-    assert second.done() and not second.cancelled()
+    assert second.done()
+    assert not second.cancelled()
     assert len(waiters) == 0
 
 
@@ -175,15 +179,19 @@ async def test_name_of_a_link_whose_detach_is_never_answered_stays_taken() -> No
 
 async def test_drained_window_opens_again_for_whoever_waits() -> None:
     """After a drain an automatic window stays shut until somebody waits for a delivery."""
-    async with Broker() as broker, amqp.connect(broker.url) as connection:
-        async with connection.sender("q") as sender, connection.receiver("q") as receiver:
-            await receiver.drain()
-            assert receiver.credit == 0
-            waiting = asyncio.create_task(receiver.receive())
-            await sender.send(amqp.Message(b"x"))
-            delivery = await waiting
-            await delivery.accept()
-            assert receiver.credit > 0
+    async with (
+        Broker() as broker,
+        amqp.connect(broker.url) as connection,
+        connection.sender("q") as sender,
+        connection.receiver("q") as receiver,
+    ):
+        await receiver.drain()
+        assert receiver.credit == 0
+        waiting = asyncio.create_task(receiver.receive())
+        await sender.send(amqp.Message(b"x"))
+        delivery = await waiting
+        await delivery.accept()
+        assert receiver.credit > 0
 
 
 async def test_cancelled_runner_fails_everybody_and_leaves_nothing() -> None:

@@ -839,6 +839,27 @@ def test_undecodable_field_fails_the_connection_with_a_decode_error() -> None:
     assert pair.client.last("failed").condition == "amqp:decode-error"
 
 
+@pytest.mark.parametrize("name", [b"\x40", b"\xa1\x02\xff\xfe"], ids=["missing", "no UTF-8"])
+def test_attach_without_a_readable_name_is_a_decode_error(name: bytes) -> None:
+    """The name of a link is mandatory text (2.7.3); without it there is nothing to answer to."""
+    pair = Pair()
+    pair.session()
+    pair.server.engine.receive_data(frame(0x12, name + b"\x43\x42", 3))
+    assert pair.server.last("failed").condition == "amqp:decode-error"
+
+
+def test_delivery_state_that_cannot_be_decoded_fails_the_connection() -> None:
+    """A rejection whose condition is no text fails the connection instead of raising out of receive_data."""
+    pair = Pair()
+    link, _ = pair.sender()
+    link.transfer(b"\x00Su\xa0\x00", Pending(link))
+    pair.pump()
+    error = b"\x00\x53\x1d" + compound(b"\xa3\x02\xff\xfe", 1)
+    rejected = b"\x00\x53\x25" + compound(error, 1)
+    pair.client.engine.receive_data(frame(0x15, b"\x41\x43\x40\x41" + rejected, 5))
+    assert pair.client.last("failed").condition == "amqp:decode-error"
+
+
 # --- hygiene ---------------------------------------------------------------------------------------------------
 
 

@@ -162,6 +162,15 @@ def remote_open(connection: proton.Connection, transport: proton.Transport, make
     )
 
 
+@_decoding
+def link_name(link: proton.Link) -> str:
+    """Read a link's name, which every attach must have (2.7.3)."""
+    name: str | None = link.name
+    if name is None:
+        raise ValueError("an attach without a name")
+    return name
+
+
 # --- attach --------------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ class _EngineLink:
         self._waiting_detach: tuple[ErrorCondition | None, bool] | None = None
         self.remote: RemoteAttach | None = None
         self.handler = handler
-        self.name: str = public.name
+        self.name = attach.link_name(public)
         self.pointer = public._impl
         self.engine._links[self.pointer] = self  # type: ignore[assignment]
 
