@@ -235,7 +235,7 @@ class Sender(Link):
             LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
-        data = message.encode() if isinstance(message, Message) else check_encoded(message)
+        data = message.encode() if isinstance(message, Message) else _checked(message)
         size = len(data)
         if self._max_size and size > self._max_size:
             raise MessageTooLarge(size, self._max_size, self._where)
@@ -355,6 +355,13 @@ class Sender(Link):
                     await self._changed.wait()
         except TimeoutError:
             pass
+
+
+def _checked(data: bytes) -> bytes:
+    """Check what was given in place of a message."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"send a Message, or the bytes of an encoded one, not {type(data).__name__}: try Message(...)")
+    return check_encoded(bytes(data))
 
 
 def _failed(outcome: Outcome, message: Message | bytes, where: str) -> DeliveryFailed:

@@ -115,6 +115,11 @@ async def test_wrong_calls_are_refused_before_anything_is_sent() -> None:
                 await sender.send(amqp.Message(b"x"), tag=bytes(33))
             with pytest.raises(ValueError, match="Message"):
                 await sender.send(b"no encoded message")
+            wrong: Any = "text"
+            with pytest.raises(TypeError, match="Message"):
+                await sender.send(wrong)
+            mutable: Any = bytearray(amqp.Message(b"x").encode())
+            assert await sender.send(mutable) == amqp.Accepted()
             assert await sender.send(amqp.Message(b"x")) == amqp.Accepted()
         async with connection.receiver("q") as receiver:
             with pytest.raises(amqp.LocalProtocolError, match="credit=0"):
@@ -142,8 +147,8 @@ async def test_properties_that_amqp_cannot_carry_are_refused() -> None:
             await connection.sender("q", properties={"key": object()})
         bad: Any = amqp.Array(amqp.UNDESCRIBED, 0, 1)
         with pytest.raises(amqp.EncodeError):
-            await connection.sender("q", properties={"key": bad})
-        async with connection.sender("q") as sender:
+            await connection.sender("q", name="mine", properties={"key": bad})
+        async with connection.sender("q", name="mine") as sender:
             assert await sender.send(amqp.Message(b"x")) == amqp.Accepted()
 
 

@@ -657,7 +657,6 @@ async def _relay(peer: Peer, port: int) -> None:
 
 async def test_a_socks_proxy_is_used_for_tokens_too(quick: None) -> None:
     """The same proxy as the broker's; the name is resolved there (socks5h)."""
-    pytest.importorskip("aiohttp_socks")
     asked: list[bytes] = []
     async with TokenServer() as server:
 

@@ -80,9 +80,18 @@ class _EngineLink:
         self._handler: Callable[[], Any] = weakref.ref(handler) if handler is not None else nobody
 
     def attach(self, fields: AttachFields) -> None:
-        """Queue our attach, the first or the answer to the peer's."""
+        """Queue our attach, the first or the answer to the peer's.
+
+        Raises:
+            EncodeError: A field cannot be encoded; the link is freed.
+        """
         public = self._public
-        attach.put_link(public, fields)
+        try:
+            attach.put_link(public, fields)
+        except BaseException:
+            del public  # a wrapper must not outlive what it wraps
+            self._release()
+            raise
         public.open()
 
     def detach(self, error: ErrorCondition | None = None, *, closed: bool = True) -> None:
