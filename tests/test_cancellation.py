@@ -196,9 +196,12 @@ def wait_for_credit(method: str) -> Scenario:
         async with connection.sender("q") as sender:
             waiting: list[asyncio.Task[Any]] = []
 
+            async def next_in_line() -> object:
+                await asyncio.sleep(0)  # an eager task would be the first in line
+                return await sender.send(OTHER)
+
             async def operation() -> None:
-                # The next in line; it starts to wait after us.
-                waiting.append(aside(sender.send(OTHER)))
+                waiting.append(aside(next_in_line()))
                 peer.conversation.grant(1)
                 await getattr(sender, method)(MESSAGE)
 
