@@ -308,7 +308,7 @@ async def test_a_certificate_authenticates_as_text_and_as_file_and_is_read_again
     authority: trustme.CA, ca_file: Path, tmp_path: Path, quick: None
 ) -> None:
     """RFC 8705: client id in the body, certificate in TLS, no secret; the file of tomorrow counts tomorrow."""
-    chain, key = _pem(authority.issue_cert(common_name="mtls-client"))
+    chain, key = _pem(authority.issue_cert("mtls-client", common_name="mtls-client"))
     async with TokenServer(clients={"mtls-client": None}, ssl=_server_context(authority)) as server:
         proof = ClientCertificate(chain, key)
         async with TokenRefresher(
@@ -316,7 +316,7 @@ async def test_a_certificate_authenticates_as_text_and_as_file_and_is_read_again
         ) as tokens:
             server.verify((await tokens.token()).value)
         both = tmp_path / "client.pem"
-        both.write_text(_pem(authority.issue_cert(common_name="somebody-else"))[0] + "no key yet")
+        both.write_text(_pem(authority.issue_cert("somebody-else", common_name="somebody-else"))[0] + "no key yet")
         asked = ClientCredentials(server.url, "mtls-client", authentication=ClientCertificate(both))
         async with TokenRefresher(asked, ssl=ca_file) as tokens:
             with pytest.raises(TokenError, match="client certificate"):
@@ -325,7 +325,7 @@ async def test_a_certificate_authenticates_as_text_and_as_file_and_is_read_again
         both.write_text(key + chain)
         async with TokenRefresher(asked, ssl=str(ca_file)) as tokens:
             await tokens.token()
-            chain_2, key_2 = _pem(authority.issue_cert(common_name="somebody-else"))
+            chain_2, key_2 = _pem(authority.issue_cert("somebody-else", common_name="somebody-else"))
             both.write_text(key_2 + chain_2)
             with pytest.raises(TokenError, match="unauthorized"):
                 await tokens.token(refresh=True)
@@ -337,8 +337,8 @@ async def test_a_certificate_that_cannot_be_used_says_why_and_shows_nothing(
     authority: trustme.CA, tmp_path: Path
 ) -> None:
     """Missing file, key of another, encrypted key (which OpenSSL would ask the terminal about), a key for a path."""
-    chain, key = _pem(authority.issue_cert(common_name="a"))
-    other = _pem(authority.issue_cert(common_name="b"))[1]
+    chain, key = _pem(authority.issue_cert("a", common_name="a"))
+    other = _pem(authority.issue_cert("b", common_name="b"))[1]
     encrypted = _rsa_key(serialization.BestAvailableEncryption(b"secret"))
     cases = {
         "No such file": ClientCertificate(tmp_path / "missing.pem"),
