@@ -79,6 +79,7 @@ def connect(url: str, **options: Unpack[ConnectionArguments]) -> Opening[Connect
         ConnectionClosed: The peer closed straight away; the error has its condition. `RedirectError` if it says where
             to go instead.
         TimeoutError: It took longer than `open_timeout`.
+        EncodeError: AMQP cannot carry one of the connection properties.
         ValueError: An option is out of range or unsafe. Raised by the call itself, before anything is awaited.
     """
     made = ConnectionOptions(url=url, **options)
@@ -107,7 +108,11 @@ async def _open(options: ConnectionOptions) -> Connection:
                 phase = "the WebSocket upgrade with another token"
                 transport = await open_websocket(options, renewed)
             phase = "the AMQP open"
-            connection = Connection(Runner(options, transport, _trace(options)))
+            try:
+                connection = Connection(Runner(options, transport, _trace(options)))
+            except BaseException:
+                await transport.close()
+                raise
             await connection._wait_open()
             return connection
     except TimeoutError as exc:

@@ -135,6 +135,7 @@ class Delivery:
             SettlementLost: The link is gone, so the peer will deliver the message again.
             LocalProtocolError: As for `accept`.
             ValueError: A description or details without a condition.
+            EncodeError: AMQP cannot carry one of the details; the delivery is not settled.
         """
         if isinstance(condition, ErrorCondition):
             error: ErrorCondition | None = condition
@@ -177,6 +178,7 @@ class Delivery:
         Raises:
             SettlementLost: The link is gone, so the peer will deliver the message again.
             LocalProtocolError: As for `accept`.
+            EncodeError: AMQP cannot carry one of the annotations; the delivery is not settled.
         """
         await self._receiver._settle(self, Modified(delivery_failed, undeliverable_here, message_annotations), confirm)
 
@@ -418,9 +420,9 @@ class Receiver(Link):
             link.settle(pointer, outcome, None)
             self._runner.wake()
             return
-        delivery._pointer = None
         if not self._second:
             link.settle(pointer, outcome, None)
+            delivery._pointer = None
             self._runner.wake()
             return
         settled = False
@@ -431,6 +433,7 @@ class Receiver(Link):
             self._changed.wake_all()
 
         link.settle(pointer, outcome, on_settled)
+        delivery._pointer = None
         self._runner.wake()
         if confirm:
             while not settled:

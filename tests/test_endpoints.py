@@ -152,6 +152,32 @@ async def test_properties_that_amqp_cannot_carry_are_refused() -> None:
             assert await sender.send(amqp.Message(b"x")) == amqp.Accepted()
 
 
+async def test_connection_properties_that_amqp_cannot_carry_leave_no_socket() -> None:
+    """The upgrade is done when they are found out: the WebSocket is closed again."""
+    async with Broker() as broker:
+        with pytest.raises(amqp.EncodeError):
+            await amqp.connect(broker.url, properties={"key": object()})
+        assert broker.statistics().connections == 0
+
+
+async def test_settlement_that_cannot_be_encoded_leaves_the_delivery_to_be_settled() -> None:
+    """A state with a value of no AMQP type is our error; the delivery is still the user's."""
+    async with (
+        Broker() as broker,
+        amqp.connect(broker.url) as connection,
+        connection.sender("q") as sender,
+        connection.receiver("q") as receiver,
+    ):
+        await sender.send(amqp.Message(b"x"))
+        delivery = await receiver.receive()
+        with pytest.raises(amqp.EncodeError):
+            await delivery.modify(message_annotations={"x-key": object()})
+        with pytest.raises(amqp.EncodeError):
+            await delivery.reject("my:condition", "text", {"key": object()})
+        assert not delivery.settled
+        await delivery.accept()
+
+
 # --- peers that leave things out ---------------------------------------------------------------------
 
 

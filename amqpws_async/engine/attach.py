@@ -282,23 +282,30 @@ def modified_in(remote: Any) -> Modified:
 
 
 def put_disposition(pointer: Any, outcome: Outcome | Received) -> None:
-    """Give a delivery its local state."""
+    """Give a delivery its local state.
+
+    Raises:
+        EncodeError: A field of it cannot be encoded; nothing has changed.
+    """
+    # What can fail comes before the wrapper, so that no traceback keeps one.
+    condition = condition_out(outcome.error) if isinstance(outcome, Rejected) else None
+    annotations = None
+    if isinstance(outcome, Modified) and outcome.message_annotations:
+        annotations = _sendable({symbol(key): value for key, value in outcome.message_annotations.items()})
     delivery = proton.Delivery(pointer)
     local: Any = delivery.local
     state = proton.Delivery.ACCEPTED
     match outcome:
         case Released():
             state = proton.Delivery.RELEASED
-        case Rejected(error):
+        case Rejected():
             state = proton.Delivery.REJECTED
-            local.condition = condition_out(error)
-        case Modified(failed, undeliverable, annotations):
+            local.condition = condition
+        case Modified(failed, undeliverable):
             state = proton.Delivery.MODIFIED
             local.failed = failed
             local.undeliverable = undeliverable
-            local.annotations = (
-                _sendable({symbol(key): value for key, value in annotations.items()}) if annotations else None
-            )
+            local.annotations = annotations
         case Received(number, offset):
             state = proton.Delivery.RECEIVED
             local.section_number = number

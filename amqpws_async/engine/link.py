@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import proton
 from cproton_ffi import ffi, lib
 
-from ..errors import ErrorCondition
+from ..errors import EncodeError, ErrorCondition
 from ..outcomes import NoOutcome, Outcome, Received, Rejected
 from . import attach
 from .attach import AttachFields, RemoteAttach
@@ -86,13 +86,18 @@ class _EngineLink:
             EncodeError: A field cannot be encoded; the link is freed.
         """
         public = self._public
+        problem = ""
         try:
             attach.put_link(public, fields)
-        except BaseException:
-            del public  # a wrapper must not outlive what it wraps
-            self._release()
-            raise
-        public.open()
+        except (ValueError, TypeError) as exc:
+            problem = str(exc) or type(exc).__name__
+        if not problem:
+            public.open()
+            return
+        # A new exception, not chained: the traceback of the first holds the wrapper, which must not outlive the link.
+        del public
+        self._release()
+        raise EncodeError(problem)
 
     def detach(self, error: ErrorCondition | None = None, *, closed: bool = True) -> None:
         """Queue our detach, once; the link is freed when the peer's is here as well.
