@@ -58,7 +58,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """The scenarios against Artemis, Broker-J, rhea and the embedded broker: fetched, started and stopped."""
+    """Artemis, Broker-J, rhea, oidc-provider, nginx and the embedded broker: fetched, started and stopped."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "tests.interop.fetch")
     session.run("pytest", "--interop", *(session.posargs or ["tests/interop"]))
@@ -66,9 +66,10 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The demonstration that the command has built in, from an ordinary installation."""
-    session.install(".")
+    """The two demonstrations that the command has built in, from an ordinary installation."""
+    session.install(".[testing]")
     session.run("amqpws", "demo", *session.posargs)
+    session.run("amqpws", "demo", "--event-mesh", *session.posargs)
 
 
 @nox.session

@@ -27,11 +27,12 @@ The modules, in layer order:
 * `sections`, `fields`, `message`: the sections of a message, what stands in them, and the message they make up.
 * `terminus`: sources, targets, settle modes. `urls`, `options`: what can be chosen, every default explained.
 * `auth`: tokens for the upgrade (`auth.oauth2` fetches them), SASL for AMQP.
-* `tunnel`, `handshake`, `transport`: bytes over a WebSocket, through a proxy if need be.
+* `tunnel`, `masking`, `handshake`, `transport`: bytes over a WebSocket, through a proxy if need be, no secret in a log.
 * `engine`: the sans-I/O driver of proton's engine.
 * `endpoint`, `link`: what connection, session and link share. `sender`, `receiver`, `session`.
 * `runner`: the one task of a connection. `connection`: `connect` and health.
-* `testing`: an embedded broker for your tests. `cli`: the ``amqpws`` command. Neither is imported by this package.
+* `eventmesh`: SAP Event Mesh, from a service key or binding. `testing`: an embedded broker for your tests. `cli`: the
+  ``amqpws`` command. None of the three is imported by this package.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import logging
 import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -170,7 +171,7 @@ class Endpoint:
         )
 
 
-E = TypeVar("E", bound=Endpoint)
+E = TypeVar("E", bound=AbstractAsyncContextManager[Any, Any])
 
 
 class Opening(Generic[E]):

@@ -368,16 +368,16 @@ class LocalProtocolError(AMQPError):
 
 
 class MessageTooLarge(LocalProtocolError):
-    """The encoded message is larger than the peer takes; nothing was sent.
+    """The encoded message is larger than the peer takes, or than the sender said it would send; nothing was sent.
 
     Attributes:
         size: Encoded size in bytes.
-        limit: The peer's max-message-size in bytes.
+        limit: The link's max-message-size in bytes: the smaller of both ends'.
     """
 
     def __init__(self, size: int, limit: int, where: str = "") -> None:
         place = f"{where}: " if where else ""
-        super().__init__(f"{place}encoded message of {size} bytes is over the peer's max-message-size of {limit} bytes")
+        super().__init__(f"{place}encoded message of {size} bytes is over the link's max-message-size of {limit} bytes")
         self.size = size
         self.limit = limit
 

@@ -1,33 +1,31 @@
-"""What is said about an upgrade: errors that tell what to do, and logs, neither with a secret in it."""
+"""What is said about an upgrade that failed: errors that tell what to do, without a secret in them."""
 
 from __future__ import annotations
 
 import http
-import logging
 import socket
 import ssl as tls
 import urllib.parse
-from typing import Any, Final
+from typing import Final
 
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake, InvalidMessage
-from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 
 from .errors import HandshakeError
+from .masking import SECRET_HEADERS
 from .options import ConnectionOptions
 
-__all__ = ["MaskingLogger", "Secrets", "handshake_error", "network_text", "refused", "unfit"]
+__all__ = ["Secrets", "handshake_error", "network_text", "refused", "unfit"]
 
 _MAX_BODY: Final = 4096
-_SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
 
 
 class Secrets:
     """What must not be seen: by name where it stands in a header, by value everywhere else."""
 
     def __init__(self, token: str | None, options: ConnectionOptions) -> None:
-        self.names = _SECRET_HEADERS | {name.lower() for name in options.headers}
+        self.names = SECRET_HEADERS | {name.lower() for name in options.headers}
         self.authorized = token is not None or any(name.lower() == "authorization" for name in options.headers)
         values = [token or "", urllib.parse.urlsplit(options.url).query, *options.headers.values()]
         values += [part for value in options.headers.values() for part in value.split()]
@@ -41,34 +39,6 @@ class Secrets:
         return text
 
 
-class MaskingLogger(logging.LoggerAdapter[logging.Logger]):
-    """What websockets logs with: headers, queries and payloads (SASL is in them) never reach a record."""
-
-    def __init__(self, logger: logging.Logger, secrets: Secrets) -> None:
-        super().__init__(logger, {})
-        self._secrets = secrets
-
-    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log with secrets masked and payloads left out."""
-        shown: tuple[object, ...] = tuple(map(_shown, args))
-        match (str(msg), args):
-            case ("> GET %s HTTP/1.1", (str(path),)):
-                shown = (path.partition("?")[0],)
-            case ("> %s: %s" | "< %s: %s", (str(name), str())) if name.lower() in self._secrets.names:
-                shown = (name, "***")
-            case ("> %s: %s" | "< %s: %s", (str(name), str(value))) if name.lower() == "location":
-                shown = (name, value.partition("?")[0].rpartition("@")[2])
-        text = str(msg) % shown if shown else str(msg)
-        # websockets adds the connection itself as `extra`, request headers and all: a handler could print those.
-        self.logger.log(level, "%s", self._secrets.mask(text), exc_info=kwargs.get("exc_info"))
-
-
-def _shown(value: object) -> object:
-    if isinstance(value, Frame) and value.opcode is not Opcode.CLOSE:
-        return f"{value.opcode.name} [{len(value.data)} bytes{'' if value.fin else ', continued'}]"
-    return value
-
-
 # --- errors ---------------------------------------------------------------------------------
 
 
@@ -79,15 +49,21 @@ def refused(options: ConnectionOptions, response: Response, secrets: Secrets) ->
         phrase = f" ({http.HTTPStatus(status).phrase})"
     except ValueError:
         phrase = ""
-    text = f"{options.origin}: the upgrade was answered with HTTP status {status}{phrase}: {_advice(status, secrets)}"
+    text = f"{options.origin}: the upgrade was answered with HTTP status {status}{phrase}: {_advice(response, secrets)}"
     challenge = ", ".join(response.headers.get_all("WWW-Authenticate"))
     if challenge:
         text += f"; the server says {secrets.mask(challenge)[:300]!r}"
     return handshake_error(text, response, secrets)
 
 
-def _advice(status: int, secrets: Secrets) -> str:
+def _advice(response: Response, secrets: Secrets) -> str:
+    status = response.status_code
     match status:
+        # What nginx says; others say nothing that could be told from a wrong path.
+        case 400 if b"ssl certificate" in bytes(response.body).lower():
+            return "it wants a client certificate that it knows: pass ssl= a context that has one loaded"
+        case 400 if b"plain http request" in bytes(response.body).lower():
+            return "this port speaks TLS: use wss://"
         case 401 if secrets.authorized:
             return (
                 "the token or Authorization header was not accepted: has it expired, and does it come from the token "
@@ -121,8 +97,9 @@ def unfit(
     """The error for an answer that is no valid upgrade, or no HTTP at all."""
     selected = response.headers.get_all("Sec-WebSocket-Protocol") if response is not None else []
     if response is not None and "subprotocol" in str(error):
+        name = secrets.mask(", ".join(selected))[:200]
         return handshake_error(
-            f"{options.origin}: the server selected the subprotocol {', '.join(selected)!r}, we offered "
+            f"{options.origin}: the server selected the subprotocol {name!r}, we offered "
             f"{', '.join(options.subprotocols) or 'none'}: offer it by subprotocols= if it is AMQP by another name",
             response,
             secrets,
@@ -144,12 +121,12 @@ def handshake_error(text: str, response: Response, secrets: Secrets) -> Handshak
     headers = Headers()  # looks names up in any case
     for name in dict.fromkeys(name.lower() for name in response.headers):
         headers[name] = secrets.mask(", ".join(response.headers.get_all(name)))
-    body = bytes(response.body)[:_MAX_BODY].decode("utf-8", "surrogateescape")
+    body = secrets.mask(bytes(response.body).decode("utf-8", "surrogateescape"))  # masked before it is cut
     return HandshakeError(
         text,
         status=response.status_code,
         headers=headers,
-        body=secrets.mask(body).encode("utf-8", "surrogateescape"),
+        body=body.encode("utf-8", "surrogateescape")[:_MAX_BODY],
         subprotocol=headers.get("Sec-WebSocket-Protocol"),
     )
 

@@ -330,7 +330,8 @@ class SenderOptions:
         snd_settle_mode: MIXED by default: each send may choose. SETTLED makes every delivery fire-and-forget.
         rcv_settle_mode: What we ask of the receiver, FIRST by default; SECOND is for exactly-once and rarely supported.
         properties: Link properties, none by default.
-        max_message_size: The largest message we announce to send, in bytes; 0, the default, says nothing.
+        max_message_size: The largest message we send, in bytes, announced and kept to; 0, the default, says nothing.
+            The peer's own limit holds in any case.
 
     Raises:
         ValueError: A value is out of range or of the wrong kind.

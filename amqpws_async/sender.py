@@ -204,7 +204,7 @@ class Sender(Link):
             MessageModified: The peer gave it back.
             DeliveryUnknown: It was sent, and the link or connection stopped before the outcome came.
             LinkClosed: The link stopped before anything was sent. Likewise `SessionClosed` and `ConnectionClosed`.
-            MessageTooLarge: It is over the peer's max-message-size; nothing was sent.
+            MessageTooLarge: It is over the link's max-message-size; nothing was sent.
             LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
@@ -231,7 +231,7 @@ class Sender(Link):
 
         Raises:
             LinkClosed: The link stopped before anything was sent. Likewise `SessionClosed` and `ConnectionClosed`.
-            MessageTooLarge: It is over the peer's max-message-size; nothing was sent.
+            MessageTooLarge: It is over the link's max-message-size; nothing was sent.
             LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
@@ -310,7 +310,8 @@ class Sender(Link):
     # --- the engine's calls ---------------------------------------------------------------
 
     def _on_attached(self, remote: RemoteAttach) -> None:
-        self._max_size = remote.max_message_size
+        limits = (self._fields.max_message_size, remote.max_message_size)
+        self._max_size = min((limit for limit in limits if limit), default=0)
         asked = self._fields.snd_settle_mode
         agreed = remote.snd_settle_mode if asked is SenderSettleMode.MIXED else asked
         self._presettled = agreed is SenderSettleMode.SETTLED

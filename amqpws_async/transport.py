@@ -37,7 +37,8 @@ from .errors import (
     StopReason,
     closed_error,
 )
-from .handshake import MaskingLogger, Secrets, handshake_error, network_text, refused, unfit
+from .handshake import Secrets, handshake_error, network_text, refused, unfit
+from .masking import MaskingLogger
 from .options import ConnectionOptions
 from .tunnel import open_tunnel
 from .urls import without_password
@@ -315,6 +316,7 @@ async def _upgrade(
     message_size = options.max_websocket_message_size
     stream: _Stream | None = None
     answer: Response | None = None
+    failure: OpenError | None = None
     try:
         stream = cast(
             _Stream,
@@ -331,7 +333,7 @@ async def _upgrade(
                 close_timeout=options.close_timeout,
                 max_size=(None, max(MAX_INCOMING_FRAME, options.max_frame_size)),
                 write_limit=max(65536, 2 * message_size),  # one message on its way while the next is made
-                logger=MaskingLogger(logger.getChild("websockets"), secrets),
+                logger=MaskingLogger(logger.getChild("websockets"), secrets.names, secrets.mask),
                 create_connection=cast(type[ClientConnection], make),
                 **tls_arguments,
             ),
@@ -345,12 +347,15 @@ async def _upgrade(
         raise
     except InvalidHandshake as error:
         response = streams[-1].response if streams else None
-        raise unfit(options, error, response, secrets) from error
+        failure = unfit(options, error, response, secrets)
     except OSError as error:
         raise OpenError(network_text(options, error)) from error
     except Exception as error:  # whatever else the library may come up with, now or later
-        raise OpenError(f"{options.origin}: the WebSocket could not be opened: {secrets.mask(str(error))}") from error
-    if answer is not None:  # raised here, so that nothing chained to it shows the answer's headers unmasked
+        failure = OpenError(f"{options.origin}: the WebSocket could not be opened: {secrets.mask(str(error))}")
+    # Raised here, so that nothing chained to it shows unmasked what the server may have quoted.
+    if failure is not None:
+        raise failure
+    if answer is not None:
         followed = _redirect(options, answer, secrets)
         if followed is not None:
             return followed
@@ -408,7 +413,7 @@ def _redirect(options: ConnectionOptions, response: Response, secrets: Secrets) 
     for http_scheme, scheme in (("https:", "wss:"), ("http:", "ws:")):
         if place.lower().startswith(http_scheme):
             place = scheme + place[len(http_scheme) :]
-    shown = repr(secrets.mask(place.partition("?")[0].rpartition("@")[2][:200]))
+    shown = repr(secrets.mask(place.partition("?")[0].rpartition("@")[2])[:200])
     try:
         followed = dataclasses.replace(options, url=place, ssl=options.ssl if place.startswith("wss:") else None)
     except ValueError as error:

@@ -92,7 +92,7 @@ def received(capfd: pytest.CaptureFixture[str], url: str, address: str, *options
 # --- help and usage ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("broker",), ("send",), ("receive",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("broker",), ("send",), ("receive",), ("doctor",)])
 def test_help_teaches_by_examples_and_lists_the_exit_statuses(
     capfd: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
@@ -106,11 +106,11 @@ def test_help_teaches_by_examples_and_lists_the_exit_statuses(
 
 def test_every_example_in_a_help_text_parses(capfd: pytest.CaptureFixture[str]) -> None:
     """What the help texts show is taken by the parser."""
-    from amqpws_async.cli import broker, demo, receive, send
+    from amqpws_async.cli import broker, demo, doctor, receive, send
     from amqpws_async.cli.arguments import new_parser
 
     parser, commands = new_parser()
-    for module in (demo, broker, send, receive):
+    for module in (demo, broker, send, receive, doctor):
         module.add_to(commands)
     parsed = 0
     for command in (parser, *commands.choices.values()):
@@ -120,7 +120,7 @@ def test_every_example_in_a_help_text_parses(capfd: pytest.CaptureFixture[str]) 
                 words = shlex.split(rest.partition(" | ")[0].partition(" > ")[0])
                 parser.parse_args(words)
                 parsed += 1
-    assert parsed >= 15
+    assert parsed >= 25
 
 
 def test_version_says_what_it_runs_on(capfd: pytest.CaptureFixture[str]) -> None:

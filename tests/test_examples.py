@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -16,11 +17,13 @@ import httpx
 import pytest
 
 import amqpws_async as amqp
-from amqpws_async.testing import Broker
+from amqpws_async import eventmesh
+from amqpws_async.eventmesh import cloudevents
+from amqpws_async.testing import Broker, EventMesh
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SCRIPTS = {"hello", "many_tasks", "receive", "send", "settlement"}
-SERVICES = {"aiohttp_service", "fastapi_service"}
+SCRIPTS = {"event_mesh", "hello", "many_tasks", "receive", "send", "settlement"}
+SERVICES = {"aiohttp_service", "fastapi_event_mesh", "fastapi_service"}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="services are stopped by SIGTERM")
 
@@ -50,9 +53,9 @@ async def _started(*command: str, **environment: str) -> AsyncIterator[asyncio.s
             await process.communicate()
 
 
-async def _run(script: str, *arguments: str) -> list[str]:
+async def _run(script: str, *arguments: str, **environment: str) -> list[str]:
     """Run a script to its end and give the lines it prints; a warning is an error in there."""
-    async with _started("-W", "error", f"{script}.py", *arguments) as process:
+    async with _started("-W", "error", f"{script}.py", *arguments, **environment) as process:
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
         return output.decode().splitlines()
@@ -109,6 +112,30 @@ async def test_settlement_shows_every_outcome() -> None:
         assert (queue.depth, queue.unsettled, queue.dead_lettered, queue.redelivered) == (0, 0, 1, 3)
 
 
+@asynccontextmanager
+async def _event_mesh(folder: Path) -> AsyncIterator[tuple[EventMesh, str, dict[str, str]]]:
+    """An Event Mesh, the file of its key, and an environment in which its certificates are trusted."""
+    async with EventMesh() as mesh:
+        key, authority = await asyncio.to_thread(mesh.write_key, folder)
+        yield mesh, str(key), {"SSL_CERT_FILE": str(authority)}
+
+
+async def test_event_mesh_goes_the_whole_way(tmp_path: Path) -> None:
+    """The queue is made and subscribed, what is published to the topic comes out of it; a file and a binding alike."""
+    async with _event_mesh(tmp_path) as (mesh, key, environment):
+        expected = [
+            "published 2",
+            "received order-0 from topic:example/shop/1/ce/orders/created",
+            "received order-1 from topic:example/shop/1/ce/orders/created",
+        ]
+        assert await _run("event_mesh", key, "2", **environment) == expected
+        binding = {"enterprise-messaging": [{"name": "mesh", "credentials": mesh.service_key()}]}
+        printed = await _run("event_mesh", **environment, VCAP_SERVICES=json.dumps(binding))
+        assert printed[0] == "published 3"
+        assert mesh.queues == {"example/shop/1/orders": {"example/shop/1/ce/orders/created"}}
+        assert mesh.broker.statistics().queues["example/shop/1/orders"].depth == 0
+
+
 # --- services ----------------------------------------------------------------------------------------
 
 
@@ -126,6 +153,11 @@ SERVERS = {
         b"Uvicorn running on",
         b"Application shutdown complete",
     ),
+    "fastapi_event_mesh": Server(
+        lambda port: ["-m", "uvicorn", "fastapi_event_mesh:app", "--port", str(port)],
+        b"Uvicorn running on",
+        b"Application shutdown complete",
+    ),
     "aiohttp_service": Server(
         lambda port: ["-m", "aiohttp.web", "-H", "127.0.0.1", "-P", str(port), "aiohttp_service:make_app"],
         b"Running on",
@@ -134,7 +166,7 @@ SERVERS = {
 }
 
 
-@pytest.fixture(params=sorted(SERVERS))
+@pytest.fixture(params=["aiohttp_service", "fastapi_service"])
 def server(request: pytest.FixtureRequest) -> Server:
     return SERVERS[request.param]
 
@@ -147,10 +179,10 @@ def _free_port() -> int:
 
 
 @asynccontextmanager
-async def _serving(server: Server, url: str) -> AsyncIterator[httpx.AsyncClient]:
+async def _serving(server: Server, url: str = "", **environment: str) -> AsyncIterator[httpx.AsyncClient]:
     """Start a service, wait until it says that it is up, stop it by SIGTERM and check that it ended in order."""
     port = _free_port()
-    async with _started(*server.command(port), AMQP_URL=url) as process:
+    async with _started(*server.command(port), AMQP_URL=url, **environment) as process:
         assert process.stdout is not None
         log = b""
         while server.started not in log:
@@ -233,3 +265,46 @@ async def test_a_service_without_a_broker_does_not_start(server: Server) -> None
         log, _ = await process.communicate()
     assert process.returncode not in (0, None)
     assert f"ws://127.0.0.1:{port}".encode() in log
+
+
+async def test_a_service_on_event_mesh_publishes_events_and_consumes_them(tmp_path: Path) -> None:
+    """A POST is an event on the topic, the queue's events are handled, what is none is rejected; ready while it is."""
+    async with _event_mesh(tmp_path) as (mesh, key, environment):
+        mesh.create_queue("${namespace}/dead")
+        mesh.create_queue("${namespace}/orders", maxRedeliveryCount=1, deadMsgQueue="${namespace}/dead")
+        mesh.subscribe("${namespace}/orders", "${namespace}/ce/orders/*")
+        async with _serving(SERVERS["fastapi_event_mesh"], EVENT_MESH_KEY=key, **environment) as http:
+            posted = await http.post("/orders", json={"id": 7, "item": "tea"})
+            assert posted.status_code == 202
+            handled = await _answer(http, "/orders", lambda answer: bool(answer.json()))
+            assert handled.json() == [{"id": 7, "item": "tea"}]
+            async with (
+                eventmesh.connect(mesh.service_key(), ssl=mesh.ssl) as connected,
+                connected.sender("topic:${namespace}/ce/orders/other") as sender,
+                connected.receiver("queue:${namespace}/dead") as dead,
+            ):
+                await sender.send(amqp.Message(b"not an event"))
+                assert (await dead.receive()).body == b"not an event"
+            assert (await http.get("/ready")).status_code == 200
+            await mesh.broker.close()
+            ready = await _answer(http, "/ready", lambda answer: answer.status_code == 503)
+            assert ready.json()["connection"] == "closed"
+            assert (await http.post("/orders", json={"id": 8, "item": "tea"})).status_code == 503
+        assert mesh.broker.statistics().queues["example/shop/1/orders"].acknowledged == 1
+
+
+async def test_events_of_the_service_are_cloudevents(tmp_path: Path) -> None:
+    """Whoever else subscribes can read them."""
+    async with _event_mesh(tmp_path) as (mesh, key, environment):
+        for queue in ("orders", "others"):
+            mesh.create_queue(f"${{namespace}}/{queue}")
+        mesh.subscribe("${namespace}/others", "${namespace}/ce/orders/created")
+        async with _serving(SERVERS["fastapi_event_mesh"], EVENT_MESH_KEY=key, **environment) as http:
+            await http.post("/orders", json={"id": 7, "item": "tea"})
+        async with (
+            eventmesh.connect(mesh.service_key(), ssl=mesh.ssl) as connected,
+            connected.receiver("queue:${namespace}/others") as receiver,
+        ):
+            event = cloudevents.from_message((await receiver.receive()).message)
+        assert event.get_type() == "example.orders.created.v1"
+        assert event.get_data() == {"id": 7, "item": "tea"}

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import amqpws_async as amqp
-from amqpws_async.testing import Broker
+from amqpws_async.testing import Broker, EventMesh
 
 from .test_layering import INNER, all_imports, room
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 TESTS = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
-DEMO = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/amqpws demo"
+DEMO = "python3 -m venv .venv && .venv/bin/pip install '.[testing]' && .venv/bin/amqpws demo --event-mesh"
 
 
 def _section(title: str) -> str:
@@ -90,7 +90,7 @@ def test_the_first_example_is_short_and_the_one_in_examples() -> None:
 
 def test_each_kind_of_program_is_there() -> None:
     """Guards the tests below against running nothing."""
-    assert len(SCRIPTS) == 2
+    assert len(SCRIPTS) == 3
     assert len(TEST_FILES) == 1
     assert len(SNIPPETS) >= 5
 
@@ -116,15 +116,40 @@ async def test_a_script_runs_as_it_stands(number: int, printed: str) -> None:
     assert tokens == ([] if number == 0 else ["Bearer an-access-token"])
 
 
-async def test_the_snippets_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_mesh_takes_less_than_fifteen_lines(tmp_path: Path) -> None:
+    """From a key to a message that came back: as it stands, in a folder with the key, TLS and tokens included."""
+    script = SCRIPTS[2]
+    assert len([line for line in script.splitlines() if line.strip()]) < 15
+    async with EventMesh() as mesh:
+        mesh.create_queue("${namespace}/orders")
+        mesh.subscribe("${namespace}/orders", "${namespace}/orders/*")
+        key, authority = await asyncio.to_thread(mesh.write_key, tmp_path)
+        assert authority is not None
+        await asyncio.to_thread(key.rename, tmp_path / "key.json")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-c", script),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "SSL_CERT_FILE": str(authority)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+    assert errors.decode() == ""
+    assert output.decode() == "b'{\"id\": 1}'\n"
+
+
+async def test_the_snippets_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In the order of the text, with a connection, a sender and a receiver that are open."""
     monkeypatch.setenv("TOKEN", "an-access-token")
     async with (
+        EventMesh(tls=False) as mesh,
         Broker() as broker,
         amqp.connect(broker.url) as connection,
         connection.sender("orders") as sender,
         connection.receiver("orders") as receiver,
     ):
+        key, _ = await asyncio.to_thread(mesh.write_key, tmp_path)
+        monkeypatch.setenv("EVENT_MESH_KEY", str(key))
         names = {
             "amqp": amqp,
             "asyncio": asyncio,
@@ -140,6 +165,8 @@ async def test_the_snippets_run_one_after_the_other(monkeypatch: pytest.MonkeyPa
             running = eval(code, names)
             if inspect.iscoroutine(running):
                 await running
+        assert mesh.queues == {"example/shop/1/orders": {"example/shop/1/ce/orders/*"}}
+        assert mesh.broker.statistics().queues["example/shop/1/orders"].depth == 1
 
 
 async def test_the_tests_for_a_service_pass() -> None:
@@ -323,21 +350,55 @@ def test_options_in_the_prose_are_known() -> None:
         assert re.search(rf"^ +{option}\b", _help("send"), re.MULTILINE), option
 
 
-async def test_the_lines_that_send_and_receive_work() -> None:
+async def _amqpws(*words: str, folder: Path) -> str:
+    """Run the command, and give what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "amqpws_async", *words),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 0, (words, errors.decode(), output.decode())
+    return output.decode()
+
+
+CLIENTS = ("send", "receive", "doctor")
+
+
+async def test_the_lines_for_a_broker_work() -> None:
     """In the order of the text, against one broker."""
     async with Broker() as broker:
         for line in COMMANDS:
-            if line[1] not in ("send", "receive"):
-                continue
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "amqpws_async", *(_against(broker, word) for word in line[1:])),
-                cwd=ROOT,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            output, errors = await process.communicate()
-            assert process.returncode == 0, (line, errors.decode())
-            if line[1] == "receive":
-                assert b"hello" in output
+            if line[1] in CLIENTS and "--service-key" not in line:
+                printed = await _amqpws(*(_against(broker, word) for word in line[1:]), folder=ROOT)
+                assert line[1] != "receive" or "hello" in printed
         assert broker.statistics().queues["orders"].acknowledged == 10
+
+
+async def test_the_lines_for_event_mesh_work(tmp_path: Path) -> None:
+    """With the key and the CA that `amqpws broker --event-mesh` writes, in the same folder."""
+    (broker,) = (line[1:] for line in COMMANDS if "--event-mesh" in line and line[1] == "broker")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "amqpws_async", *broker, "--port", "0"),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        for _ in range(3):
+            await process.stdout.readline()  # the URL and both files: it listens
+        printed = [
+            await _amqpws(*line[1:], folder=tmp_path)
+            for line in COMMANDS
+            if line[1] in CLIENTS and "--service-key" in line
+        ]
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert '{"id": 1}' in printed[-1]
+    assert process.returncode == 0

@@ -82,7 +82,14 @@ async def test_the_url_of_an_ipv6_listener() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_message_size": 0}, {"max_queue_bytes": 0}, {"max_delivery_count": 0}, {"max_frame_size": 511}],
+    [
+        {"max_message_size": 0},
+        {"max_queue_bytes": 0},
+        {"max_delivery_count": 0},
+        {"max_connections": 0},
+        {"max_links": 0},
+        {"max_frame_size": 511},
+    ],
     ids=str,
 )
 def test_options_out_of_range(options: dict[str, int]) -> None:
@@ -611,7 +618,64 @@ async def test_links_are_authorised() -> None:
     ]
 
 
+async def test_a_dynamic_node_is_asked_about_too() -> None:
+    """Its address is not known yet; the request says that a node is wanted."""
+    seen: list[LinkRequest] = []
+
+    def authorize_link(request: LinkRequest) -> amqp.ErrorCondition | None:
+        seen.append(request)
+        return amqp.ErrorCondition("amqp:not-allowed", "no") if request.dynamic else None
+
+    async with connected(authorize_link=authorize_link) as (_, connection):
+        with pytest.raises(amqp.AttachError, match="not-allowed"):
+            await connection.sender(amqp.Target(None, dynamic=True))
+        with pytest.raises(amqp.AttachError, match="not-allowed"):
+            await connection.receiver(amqp.Source(None, dynamic=True))
+        await (await connection.sender(None)).close()
+    assert [(request.role, request.address, request.dynamic) for request in seen] == [
+        ("sender", None, True),
+        ("receiver", None, True),
+        ("sender", None, False),
+    ]
+
+
 # --- who gets in ------------------------------------------------------------------------------
+
+
+async def test_one_connection_too_many_is_closed_and_harms_nobody() -> None:
+    """It opens and is closed with a condition; who was there stays, and a place that is left is free again."""
+    async with Broker(max_connections=2) as broker:
+        first = await amqp.connect(broker.url)
+        async with amqp.connect(broker.url) as second:
+            with pytest.raises(amqp.ConnectionClosed, match="too much connections") as caught:
+                async with amqp.connect(broker.url) as third:
+                    await soon(third.receiver("q"))
+            assert caught.value.stop.condition == "amqp:resource-limit-exceeded"
+            assert (broker.statistics().connections, broker.statistics().connections_total) == (2, 3)
+            assert "q" not in broker.statistics().queues
+            assert first.health().ok
+            assert second.health().ok
+        async with amqp.connect(broker.url) as connection:
+            await send(connection, "q", amqp.Message(b""))
+        await first.close()
+
+
+async def test_links_are_limited_by_role_and_connection() -> None:
+    """On all sessions together; senders do not count as receivers, and a link that is closed leaves its place."""
+    async with connected(max_links=2) as (broker, connection):
+        session = await connection.session()
+        senders = [await connection.sender("q"), await session.sender("q")]
+        with pytest.raises(amqp.AttachError, match=r"resource-limit-exceeded.*2 senders"):
+            await connection.sender("q")
+        receivers = [await connection.receiver("q"), await session.receiver("q")]
+        with pytest.raises(amqp.AttachError, match=r"resource-limit-exceeded.*2 receivers"):
+            await session.receiver("q")
+        await senders[0].close()
+        await receivers[1].detach()
+        await send(connection, "q", amqp.Message(b"1"))
+        receivers.append(await connection.receiver("q"))
+        async with amqp.connect(broker.url) as other:
+            await send(other, "q", amqp.Message(b"2"))
 
 
 async def test_plain() -> None:

@@ -6,7 +6,7 @@ import datetime
 import email.utils
 import json
 import math
-import urllib.parse
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,24 +48,34 @@ class Mask:
     """Hides secrets in what others wrote: a server may quote what it was sent.
 
     Args:
-        secrets: The texts to hide, also in their form-encoded spelling.
+        secrets: The texts to hide, also where they are spelled as in a form, a URL or JSON.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        spelled = {spelling for secret in secrets for spelling in (secret, urllib.parse.quote_plus(secret))}
         # Longest first, so that no part of one is left over; shorter ones are words rather than secrets.
-        self._secrets = sorted((secret for secret in spelled if len(secret) >= 4), key=len, reverse=True)
+        self._secrets = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
 
     def text(self, value: object) -> str:
         """Make one short printable line of `value`, without secrets."""
         text = str(value)
         for secret in self._secrets:
-            text = text.replace(secret, "***")
+            text = re.sub("".join(map(_spellings, secret)), "***", text)
         text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
         return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
     def __repr__(self) -> str:
         return "Mask(***)"
+
+
+def _spellings(character: str) -> str:
+    """A pattern for a character of a secret: itself, as in a URL or form (%2F, %2f, +), as in JSON."""
+    if character.isascii() and character.isalnum():
+        return character
+    percent = "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    escaped = "".join(rf"\\+u{units[start : start + 4]}" for start in range(0, len(units), 4))
+    plus = r"|\+" if character == " " else ""
+    return rf"(?:\\*{re.escape(character)}{plus}|(?i:{percent}|{escaped}))"
 
 
 @dataclass(frozen=True, slots=True)

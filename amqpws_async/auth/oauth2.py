@@ -1,4 +1,4 @@
-"""OAuth 2.0 access tokens, kept fresh: the only module of ``auth`` that knows an HTTP client, aiohttp.
+"""OAuth 2.0 access tokens, kept fresh over HTTP, by aiohttp.
 
 ::
 
@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
 import ssl as tls
 import time
 import urllib.parse
@@ -31,6 +30,7 @@ from ..urls import without_query
 from .answers import MAX_ANSWER, Answer, Mask, read_token
 from .client_auth import ClientAuthentication, ClientCertificate, PrivateKeyJWT, Proof, SecretWay, secret_proof
 from .grants import ClientCredentials, Grant, ResourceOwnerPassword
+from .http import network_text, read_answer
 from .route import find_route
 from .tokens import Token
 
@@ -173,6 +173,7 @@ class TokenRefresher:
             raise RuntimeError(
                 "this TokenRefresher is in use already: one `async with` serves any number of connections"
             )
+        self._wanted, self._finished = asyncio.Event(), asyncio.Event()  # those of before may be another loop's
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"{type(self).__name__}")
         return self
 
@@ -191,27 +192,27 @@ class TokenRefresher:
 
     async def _run(self) -> None:
         try:
-            async with self._endpoint.session() as session:
-                while True:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout_at(self._due):
-                            await self._wanted.wait()
-                    await self._attempt(session)
-                    # Also for those who asked while it was under way.
-                    self._wanted.clear()
-                    self._finished.set()
-                    self._finished = asyncio.Event()
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._due):
+                        await self._wanted.wait()
+                await self._attempt()
+                # Also for those who asked while it was under way.
+                self._wanted.clear()
+                self._finished.set()
+                self._finished = asyncio.Event()
         finally:
             self._error = self._stopped()
             self._not_before = 0.0
             self._finished.set()
             self._finished = asyncio.Event()
 
-    async def _attempt(self, session: aiohttp.ClientSession) -> None:
+    async def _attempt(self) -> None:
         loop = asyncio.get_running_loop()
         endpoint = self._endpoint
         try:
-            token, lifetime = await endpoint.exchange(session)
+            async with endpoint.session() as session:
+                token, lifetime = await endpoint.exchange(session)
         except TokenError as error:
             self._failures += 1
             delay = retry_delay(self._failures, endpoint.retry_after, random.random())
@@ -286,13 +287,14 @@ class _Endpoint:
 
     @contextlib.asynccontextmanager
     async def session(self) -> Any:
-        """The session to ask with."""
+        """The session for one attempt."""
         if self._session is not None:
             yield self._session
             return
-        # Requests are hours apart: no connection is worth keeping, and a renewed certificate needs a new one.
+        # Requests are hours apart: no connection is worth keeping, and a renewed certificate needs a new one. The
+        # session's end waits for its connections' (which `force_close` alone would leave to the loop's end).
         socks = self._route.socks
-        connector = aiohttp.TCPConnector(force_close=True) if socks is None else socks()
+        connector = aiohttp.TCPConnector() if socks is None else socks()
         async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
             yield session
 
@@ -363,17 +365,18 @@ class _Endpoint:
                     timeout=aiohttp.ClientTimeout(),
                 ) as response,
             ):
-                answer = await _read_answer(response)
+                answer = await read_answer(response, MAX_ANSWER)
+            logger.debug("< %s: HTTP status %d, %d bytes", self.where, answer.status, len(answer.body))
+            self.retry_after = answer.delay(time.time())
+            return answer, now
         except TimeoutError:
-            raise TokenError(f"{self.where}: no answer to the token request within {self._timeout:g} s") from None
+            failure = f"no answer to the token request within {self._timeout:g} s"
         except (aiohttp.ClientError, OSError) as error:
-            raise TokenError(f"{self.where}: {_network_text(error, self._route.proxy, mask)}") from None
+            failure = network_text(error, self._route.proxy, mask)
         except Exception as error:  # whatever else a session or a proxy's connector may come up with
-            text = mask.text(error)
-            raise TokenError(f"{self.where}: the token request failed: {type(error).__name__}: {text}") from None
-        logger.debug("< %s: HTTP status %d, %d bytes", self.where, answer.status, len(answer.body))
-        self.retry_after = answer.delay(time.time())
-        return answer, now
+            failure = f"the token request failed: {type(error).__name__}: {mask.text(error)}"
+        # Raised here, so that it is not chained to an error that has the request's headers.
+        raise TokenError(f"{self.where}: {failure}")
 
     def _read(self, answer: Answer, mask: Mask, now: float, tried: int = 1) -> tuple[Token, float]:
         try:
@@ -386,41 +389,3 @@ class _Endpoint:
                 asked += f", the secret in {tried} places"
             text = f"{self.where} ({asked}): {error}"
             raise TokenError(text, code=error.code, description=error.description) from None
-
-
-async def _read_answer(response: aiohttp.ClientResponse) -> Answer:
-    body = bytearray()
-    while len(body) <= MAX_ANSWER and (chunk := await response.content.read(MAX_ANSWER + 1 - len(body))):
-        body += chunk
-    header = response.headers.get
-    return Answer(
-        response.status, bytes(body), header("Content-Type", ""), header("Location", ""), header("Retry-After", "")
-    )
-
-
-def _network_text(error: Exception, proxy: str | None, mask: Mask) -> str:
-    """What failed below the token endpoint, and what to do."""
-    where = f"through the proxy {proxy}: " if proxy else ""
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        advice = _CREDENTIALS_FOR_PROXY if error.status == 407 else "it does not let us through to there"
-        return f"{where}the proxy answered with HTTP status {error.status}: {advice}"
-    cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-    if isinstance(cause, tls.SSLCertVerificationError):
-        return (
-            f"{where}the token server's certificate is not trusted: {cause.verify_message}; "
-            "if its CA is your own, pass the CA's PEM file: ssl='ca.pem'"
-        )
-    if isinstance(cause, tls.SSLError):
-        return f"{where}TLS failed: {mask.text(cause)}: is it this port, and is a client certificate wanted?"
-    if isinstance(cause, socket.gaierror):
-        return f"{where}the host name cannot be resolved: {cause.strerror}"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return f"{where}the token server ended the connection without an answer"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return f"{where}the answer to the token request is no HTTP: check host and port"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"{where}cannot be reached: {mask.text(getattr(cause, 'strerror', None) or cause)}"
-    return f"{where}the token request failed: {mask.text(error) or type(error).__name__}"
-
-
-_CREDENTIALS_FOR_PROXY: Final = "it wants (other) credentials: proxy='http://user:password@host:port'"

@@ -97,5 +97,4 @@ def _socks(scheme: str, host: str, port: int, user: str, password: str) -> Calla
         username=user or None,
         password=password or None,
         rdns=scheme in ("socks4a", "socks5h"),
-        force_close=True,
     )

@@ -1,11 +1,14 @@
-"""The ``amqpws`` command: send, receive, an embedded broker, and a demonstration of all three.
+"""The ``amqpws`` command: send, receive, find out why that fails, an embedded broker, and a demonstration.
 
 * `arguments`: the parser, and the options that connecting commands share. `credentials`: where secrets come from.
-* `connecting`: from these to an open connection. `failures`: exit statuses, and the one line that an error gets.
+* `destination`: a URL, or a service key. `connecting`: from these to an open connection.
+* `failures`: exit statuses, and the one line that an error gets.
 * `interruption`: what Ctrl-C and SIGTERM do. `streams`: standard input and output without blocking the event loop.
 * `terminal`: the progress line, and how numbers are written. `histogram`: a picture of latencies.
 * `rendering`: a message as JSON or text. `composition`: a message from arguments. `tally`: what became of many.
-* `send`, `receive`, `broker`, `demo`: one module for each command, with its arguments. `workload`: what the demo runs.
+* `send`, `receive`, `doctor`, `broker`, `demo`: one module for each command, with its arguments.
+* `checkup`: the steps that the doctor walks. `workload`: what the demo runs.
+* `event_mesh`, `mesh_demo`: what broker and demo do with ``--event-mesh``.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 
-from . import broker, demo, receive, send
+from . import broker, demo, doctor, receive, send
 from .arguments import new_parser
 from .failures import BROKEN_PIPE, ExitStatus, Failure, complain, interrupted, status_of
 from .interruption import Interruption
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: see `ExitStatus`; 128 and the signal's number when interrupted, as shells have it.
     """
     parser, commands = new_parser()
-    for command in (demo, broker, send, receive):
+    for command in (demo, broker, send, receive, doctor):
         command.add_to(commands)
     try:
         try:

@@ -1,4 +1,4 @@
-"""The command line: the parser, its texts, and the options that `send` and `receive` share."""
+"""The command line: the parser, its texts, and the options by which to connect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .. import __version__
 from .credentials import add_credentials
 from .failures import EXIT_STATUSES, ExitStatus, complain
 
-__all__ = ["Commands", "add_command", "add_connection", "add_url", "new_parser", "positive", "seconds", "whole"]
+__all__ = ["Commands", "add_command", "add_connection", "new_parser", "positive", "seconds", "whole"]
 
 _EXAMPLES: Final = """\
 examples:
@@ -29,6 +29,13 @@ examples:
 
   with an access token, which stays out of the list of processes:
     TOKEN=$(get-token) amqpws receive wss://broker.example/protocols/amqp10ws queue:orders --token-env TOKEN
+
+  SAP Event Mesh: with a service key, or an embedded one that makes its own key:
+    amqpws receive --service-key key.json 'queue:${namespace}/orders'
+    amqpws broker --event-mesh
+
+  it does not connect: why?
+    amqpws doctor wss://broker.example/protocols/amqp10ws
 
 'amqpws COMMAND --help' has more of them.
 
@@ -70,7 +77,7 @@ def new_parser() -> tuple[argparse.ArgumentParser, Commands]:
     """The parser, and where its commands are to be added."""
     parser = _Parser(
         prog="amqpws",
-        description="AMQP 1.0 over WebSocket: send and receive messages, run a small broker, see a demonstration.",
+        description="AMQP 1.0 over WebSocket: send and receive messages, find out why that fails, run a small broker.",
         epilog=_EXAMPLES + EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -108,16 +115,16 @@ def add_command(
     return parser
 
 
-def add_url(parser: argparse.ArgumentParser) -> None:
-    """Add the URL."""
-    parser.add_argument("url", metavar="URL", help="the broker, such as wss://broker.example/protocols/amqp10ws")
-
-
 def add_connection(parser: argparse.ArgumentParser) -> None:
     """Add the options by which to connect."""
     group = parser.add_argument_group("connecting")
     add_credentials(group)
-    group.add_argument("--ca", metavar="FILE", type=Path, help="PEM file of the CAs to trust instead of the system's")
+    group.add_argument(
+        "--ca",
+        metavar="FILE",
+        type=Path,
+        help="PEM file of the CAs to trust instead of the system's (token endpoint too)",
+    )
     group.add_argument(
         "--subprotocol",
         metavar="NAME",

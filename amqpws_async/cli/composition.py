@@ -134,13 +134,17 @@ class Composer:
         except (EncodeError, TypeError, ValueError) as error:
             raise Failure(ExitStatus.USAGE, str(error)) from error
 
+    def message(self, body: bytes, number: int) -> Message:
+        """The message with this body."""
+        if self._numbered:
+            self._fields["message_id"] = self._id.replace(_NUMBER, str(number))
+        return Message(body, **self._fields)
+
     def encoded(self, body: bytes, number: int) -> bytes:
         """The message with this body, encoded; the same bytes again where nothing differs from the last one."""
         if self._last is not None and self._last[0] is body:
             return self._last[1]
-        if self._numbered:
-            self._fields["message_id"] = self._id.replace(_NUMBER, str(number))
-        encoded = Message(body, **self._fields).encode()
+        encoded = self.message(body, number).encode()
         if not self._numbered:
             self._last = (body, encoded)
         return encoded

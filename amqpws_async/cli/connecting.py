@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import urllib.parse
 from argparse import Namespace
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import amqpws_async as amqp
 
+from ..endpoint import Opening
 from ..options import ConnectionArguments
 from .credentials import read_headers, read_sasl, read_token
 from .failures import ExitStatus, Failure, plain
 
-__all__ = ["open_connection"]
+if TYPE_CHECKING:
+    from ..eventmesh import EventMeshConnection, ServiceKey
+
+__all__ = ["in_options", "open_connection", "open_mesh", "options_of"]
+
+T = TypeVar("T", bound=contextlib.AbstractAsyncContextManager[Any])
 
 
 async def open_connection(arguments: Namespace) -> amqp.Connection:
@@ -22,17 +30,39 @@ async def open_connection(arguments: Namespace) -> amqp.Connection:
     Raises:
         Failure: It cannot be had, or the arguments are not fit.
     """
+    return await _opened(lambda: amqp.connect(arguments.url, **options_of(arguments)))
+
+
+async def open_mesh(arguments: Namespace, key: ServiceKey) -> EventMeshConnection:
+    """Open the connection that a service key describes.
+
+    Raises:
+        Failure: It cannot be had, or the arguments are not fit.
+    """
+    from .. import eventmesh
+    from ..eventmesh.connection import EventMeshArguments
+
+    options: dict[str, Any] = {**options_of(arguments)}
+    for name in ("allow_insecure_auth", "require_subprotocol"):  # Event Mesh leaves no choice
+        del options[name]
+    return await _opened(lambda: eventmesh.connect(key, **cast(EventMeshArguments, options)))
+
+
+async def _opened(connect: Callable[[], Opening[T]]) -> T:
     try:
-        opening = amqp.connect(arguments.url, **_options(arguments))
+        return await connect()
     except ValueError as error:
-        raise Failure(ExitStatus.USAGE, _in_options(str(error))) from error
-    try:
-        return await opening
+        raise Failure(ExitStatus.USAGE, in_options(str(error))) from error
     except (amqp.AMQPError, OSError) as error:  # TimeoutError is an OSError
-        raise Failure(ExitStatus.CANNOT_CONNECT, _in_options(str(error))) from error
+        raise Failure(ExitStatus.CANNOT_CONNECT, in_options(str(error))) from error
 
 
-def _options(arguments: Namespace) -> ConnectionArguments:
+def options_of(arguments: Namespace) -> ConnectionArguments:
+    """The options that the arguments of `add_connection` stand for.
+
+    Raises:
+        Failure: An argument is not fit.
+    """
     options: ConnectionArguments = {
         "open_timeout": arguments.open_timeout,
         "require_subprotocol": arguments.require_subprotocol,
@@ -81,10 +111,14 @@ _SPELLINGS: Final = {
     "headers={'Authorization': 'Basic ...'}": "--header-file",
     "ssl='ca.pem'": "--ca ca.pem",
     "(open_timeout)": "(--open-timeout)",
+    "write it out, or give namespace=": "write it out",
+    "give token=": "give --token-env NAME",
+    "certificate=ClientCertificate('own.pem', 'key.pem')": "--certificate own.pem key.pem",
 }
 
 
-def _in_options(text: str) -> str:
+def in_options(text: str) -> str:
+    """Spell the library's options in `text` as the command spells them."""
     for spelled, option in _SPELLINGS.items():
         text = text.replace(spelled, option)
     return text

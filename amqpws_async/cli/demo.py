@@ -12,6 +12,7 @@ from .arguments import Commands, add_command, positive
 from .failures import ExitStatus
 from .histogram import histogram, quantile
 from .interruption import Interruption
+from .mesh_demo import DEFAULT_MESSAGES, run_mesh_demo
 from .terminal import Progress, bar, duration, rate, size
 from .workload import QUEUE, Ledger, measure_latency, run_load
 
@@ -22,7 +23,11 @@ _EXAMPLES: Final = """\
     amqpws demo
   larger, and for a machine to read:
     amqpws demo --messages 1000000 --size 1024 --json
+  SAP Event Mesh, from a service key to messages (pip install 'amqpws-async[testing]'):
+    amqpws demo --event-mesh
 """
+_MESSAGES: Final = 60_000
+_LINKS: Final = 4  # senders, and receivers
 _QUIET_RATE: Final = 1000  # messages a second: far from what the machine can do, so that nothing queues
 _QUIET_SECONDS: Final = 2
 
@@ -38,15 +43,26 @@ def add_to(commands: Commands) -> None:
         "account for every message by its id. Exit status 0 says that the account is exact.",
         _EXAMPLES,
     )
-    parser.add_argument("--messages", metavar="N", type=positive, default=60_000, help="default: %(default)s")
-    parser.add_argument("--senders", metavar="N", type=positive, default=4, help="default: %(default)s")
-    parser.add_argument("--receivers", metavar="N", type=positive, default=4, help="default: %(default)s")
+    parser.add_argument("--event-mesh", action="store_true", help="SAP Event Mesh in place of a plain broker")
+    parser.add_argument(
+        "--messages",
+        metavar="N",
+        type=positive,
+        help=f"default: {_MESSAGES}; with --event-mesh {DEFAULT_MESSAGES}",
+    )
+    parser.add_argument("--senders", metavar="N", type=positive, help=f"default: {_LINKS}")
+    parser.add_argument("--receivers", metavar="N", type=positive, help=f"default: {_LINKS}")
     parser.add_argument("--size", metavar="BYTES", type=positive, default=256, help="of a body (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the result on standard output, as JSON")
     parser.set_defaults(run=_run)
 
 
 async def _run(arguments: Namespace, interruption: Interruption) -> int:
+    if arguments.event_mesh:
+        return await run_mesh_demo(arguments, interruption)
+    arguments.messages = arguments.messages or _MESSAGES
+    arguments.senders = arguments.senders or _LINKS
+    arguments.receivers = arguments.receivers or _LINKS
     shown = _Demonstration(arguments, sys.stderr if arguments.json else sys.stdout)
     exact = await interruption.work(shown.run())
     return ExitStatus.OK if exact else ExitStatus.FAILED

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import sys
 from argparse import Namespace
+from collections.abc import AsyncIterator
 from typing import Final
 
 from .. import AMQPError, DecodeError, Delivery, DistributionMode, Receiver, Source, selector
-from .arguments import Commands, add_command, add_connection, add_url, positive, seconds
-from .connecting import open_connection
+from .arguments import Commands, add_command, add_connection, positive, seconds
+from .connecting import open_connection, open_mesh
+from .destination import add_destination, by_key, load_key, mesh_address
 from .failures import BROKEN_PIPE, ExitStatus, Failure
 from .interruption import Interruption
 from .rendering import as_json, as_text
@@ -30,6 +32,9 @@ _EXAMPLES: Final = """\
     amqpws receive ws://127.0.0.1:8672 images --count 1 --no-newline > cat.png
   only some messages:
     amqpws receive ws://127.0.0.1:8672 orders --selector "color = 'red'"
+  from a queue of SAP Event Mesh, by a service key, or as a bound application:
+    amqpws receive --service-key key.json 'queue:${namespace}/orders' --json
+    amqpws receive --env 'queue:${namespace}/orders' --json
 
 JSON, one line a message: header, properties, delivery_annotations, message_annotations, application_properties, footer,
 tag, and one of body (UTF-8 text), body_base64 (other data), body_value, body_sequence.
@@ -42,10 +47,15 @@ _BROWSE_TIMEOUT: Final = 2.0  # seconds: what waits comes at once, and nobody sa
 def add_to(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = add_command(
-        commands, "receive", "URL ADDRESS", "receive messages", "Receive messages and write them out.", _EXAMPLES
+        commands,
+        "receive",
+        "URL|--service-key FILE|--env ADDRESS",
+        "receive messages",
+        "Receive messages and write them out.",
+        _EXAMPLES,
     )
-    add_url(parser)
-    parser.add_argument("address", metavar="ADDRESS", help="the node to receive from")
+    add_destination(parser)
+    parser.add_argument("address", metavar="ADDRESS", nargs="?", help="the node to receive from")
     parser.add_argument("--count", metavar="N", type=positive, help="stop after so many (default: go on)")
     parser.add_argument(
         "--timeout",
@@ -65,21 +75,13 @@ def add_to(commands: Commands) -> None:
 
 
 async def _run(arguments: Namespace, interruption: Interruption) -> int:
-    try:
-        source = Source(
-            arguments.address,
-            distribution_mode=DistributionMode.COPY if arguments.browse else None,
-            filter=None if arguments.selector is None else selector(arguments.selector),
-        )
-    except ValueError as error:
-        raise Failure(ExitStatus.USAGE, str(error)) from error
+    keyed = by_key(arguments, "address")
+    if not arguments.address:
+        raise Failure(ExitStatus.USAGE, "give an ADDRESS to receive from")
+    if keyed and (arguments.browse or arguments.selector is not None):
+        raise Failure(ExitStatus.USAGE, "Event Mesh has neither copies nor filters: leave --browse and --selector out")
     output = Output(descriptor_of(sys.stdout, "output"))
-    # With a count, credit is given by hand, so that not one message more leaves the broker.
-    credit = 0 if arguments.count is not None else arguments.credit
-    async with (
-        await open_connection(arguments) as connection,
-        connection.receiver(source, credit=credit) as receiver,
-    ):
+    async with _receiver(arguments, keyed) as receiver:
         if arguments.browse:
             _check_copy(receiver)
         taking = _Taking(receiver, output, arguments, interruption)
@@ -92,6 +94,31 @@ async def _run(arguments: Namespace, interruption: Interruption) -> int:
         print(taking.progress(), file=sys.stderr, flush=True)
     short = arguments.count is not None and taking.written < arguments.count
     return ExitStatus.TIMED_OUT if short else ExitStatus.OK
+
+
+@contextlib.asynccontextmanager
+async def _receiver(arguments: Namespace, keyed: bool) -> AsyncIterator[Receiver]:
+    # With a count, credit is given by hand, so that not one message more leaves the broker.
+    credit = 0 if arguments.count is not None else arguments.credit
+    if keyed:
+        key = await load_key(arguments)
+        address = mesh_address(key, arguments.address, receives=True)
+        async with await open_mesh(arguments, key) as mesh, mesh.receiver(address, credit=credit) as receiver:
+            yield receiver
+        return
+    try:
+        source = Source(
+            arguments.address,
+            distribution_mode=DistributionMode.COPY if arguments.browse else None,
+            filter=None if arguments.selector is None else selector(arguments.selector),
+        )
+    except ValueError as error:
+        raise Failure(ExitStatus.USAGE, str(error)) from error
+    async with (
+        await open_connection(arguments) as connection,
+        connection.receiver(source, credit=credit) as receiver,
+    ):
+        yield receiver
 
 
 def _check_copy(receiver: Receiver) -> None:

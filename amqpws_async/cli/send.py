@@ -7,27 +7,32 @@ import contextlib
 import json
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import (
     AMQPError,
     DeliveryUnknown,
     MessageTooLarge,
     PendingDelivery,
-    Sender,
     Target,
 )
+from ..endpoint import Endpoint
 from ..errors import closed_error
-from .arguments import Commands, add_command, add_connection, add_url, positive, seconds
+from .arguments import Commands, add_command, add_connection, positive, seconds
 from .composition import Composer, add_fields, filler
-from .connecting import open_connection
+from .connecting import open_connection, open_mesh
+from .destination import add_destination, by_key, load_key, mesh_address
 from .failures import ExitStatus, Failure, complain, plain
 from .interruption import Interruption
 from .streams import Lines, descriptor_of, read_all
 from .tally import Tally
 from .terminal import Progress
+
+if TYPE_CHECKING:
+    from ..eventmesh import ServiceKey
 
 __all__ = ["add_to"]
 
@@ -42,6 +47,9 @@ _EXAMPLES: Final = """\
     amqpws send ws://127.0.0.1:8672 load --count 100000 --size 1024
   through the anonymous terminus: the broker routes by "to"
     amqpws send ws://127.0.0.1:8672 --to orders --file order.json
+  to a topic of SAP Event Mesh, by a service key, or as a bound application:
+    amqpws send --service-key key.json 'topic:${namespace}/orders/created' '{"id": 1}'
+    amqpws send --env 'topic:${namespace}/orders/created' '{"id": 1}'
 """
 _LOOK: Final = 0.5  # seconds between looks at whether the connection is still there, while the input is slow
 _GRACE: Final = 5.0  # seconds for outcomes in flight when the work was cut short, as long as closing may take
@@ -52,13 +60,13 @@ def add_to(commands: Commands) -> None:
     parser = add_command(
         commands,
         "send",
-        "URL [ADDRESS] [BODY]",
+        "URL|--service-key FILE|--env [ADDRESS] [BODY]",
         "send messages",
         "Send messages and wait for the outcome of each. Without BODY, --file or --size, every line of standard input "
         "is a message.",
         _EXAMPLES,
     )
-    add_url(parser)
+    add_destination(parser)
     parser.add_argument(
         "address", metavar="ADDRESS", nargs="?", help="the node; '' or nothing for the anonymous terminus"
     )
@@ -82,25 +90,68 @@ def add_to(commands: Commands) -> None:
 
 
 async def _run(arguments: Namespace, interruption: Interruption) -> int:
+    keyed = by_key(arguments, "address", "body")
     if not arguments.address and not arguments.to:
         raise Failure(ExitStatus.USAGE, "give an ADDRESS, or --to ADDRESS for the anonymous terminus")
+    key = None
+    if keyed:
+        key = await load_key(arguments)
+        # Event Mesh has nothing but the anonymous terminus: what routes is "to".
+        arguments.to = mesh_address(key, arguments.address or arguments.to, receives=False)
     composer = Composer(arguments)
     bodies = await _bodies(arguments)
     work: _Sending | None = None
     try:
-        async with (
-            await open_connection(arguments) as connection,
-            connection.sender(Target(arguments.address)) as sender,
-        ):
-            work = _Sending(sender, arguments, interruption)
+        async with _way(arguments, key, composer) as way:
+            work = _Sending(way, arguments, interruption)
             async with Progress(sys.stderr, work.tally.progress):
-                await work.send(composer, bodies)
+                await work.send(bodies)
             work.tally.stop()
     except (AMQPError, TimeoutError) as error:
         if work is None:
             raise
         complain(error)  # closing failed, which changes nothing for the messages
     return _report(work.tally, arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How bodies become messages and travel.
+
+    Attributes:
+        transfer: Makes a message of a body and its number, and sends it.
+        endpoint: What must be there for that.
+        name: Its name, for errors.
+    """
+
+    transfer: Callable[[bytes, int], Awaitable[PendingDelivery]]
+    endpoint: Endpoint
+    name: str
+
+
+@contextlib.asynccontextmanager
+async def _way(arguments: Namespace, key: ServiceKey | None, composer: Composer) -> AsyncIterator[_Way]:
+    settled = True if arguments.settled else None
+    if key is None:
+        async with (
+            await open_connection(arguments) as connection,
+            connection.sender(Target(arguments.address)) as sender,
+        ):
+            yield _Way(
+                lambda body, number: sender.transfer(composer.encoded(body, number), settled=settled),
+                sender,
+                f"sender to {sender.address or 'anonymous'!r}",
+            )
+    else:
+        async with (
+            await open_mesh(arguments, key) as mesh,
+            mesh.sender(arguments.to, qos=0 if settled else 1) as publisher,
+        ):
+            yield _Way(
+                lambda body, number: publisher.transfer(composer.message(body, number)),
+                mesh.connection,
+                f"sender to {publisher.address!r}",
+            )
 
 
 def _report(tally: Tally, arguments: Namespace) -> int:
@@ -120,19 +171,18 @@ def _report(tally: Tally, arguments: Namespace) -> int:
 class _Sending:
     """One run of the command: transfers going out, outcomes coming in."""
 
-    def __init__(self, sender: Sender, arguments: Namespace, interruption: Interruption) -> None:
+    def __init__(self, way: _Way, arguments: Namespace, interruption: Interruption) -> None:
         self.tally = Tally()
-        self._sender = sender
-        self._settled = True if arguments.settled else None
+        self._way = way
         self._timeout: float | None = arguments.timeout
         self._interruption = interruption
         self._in_flight: asyncio.Queue[tuple[int, PendingDelivery]] = asyncio.Queue(arguments.in_flight)
 
-    async def send(self, composer: Composer, bodies: AsyncIterator[bytes]) -> None:
+    async def send(self, bodies: AsyncIterator[bytes]) -> None:
         """Send every body as a message, and collect the outcomes of all that were sent."""
         collecting = asyncio.get_running_loop().create_task(self._collect())
         try:
-            await self._interruption.work(self._work(composer, bodies))
+            await self._interruption.work(self._work(bodies))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GRACE):  # it takes time only where the work was cut short
                     await self._in_flight.join()
@@ -140,18 +190,17 @@ class _Sending:
             collecting.cancel()
             await asyncio.wait({collecting})
 
-    async def _work(self, composer: Composer, bodies: AsyncIterator[bytes]) -> None:
-        await self._transfer(composer, bodies)
+    async def _work(self, bodies: AsyncIterator[bytes]) -> None:
+        await self._transfer(bodies)
         await self._in_flight.join()
 
-    async def _transfer(self, composer: Composer, bodies: AsyncIterator[bytes]) -> None:
+    async def _transfer(self, bodies: AsyncIterator[bytes]) -> None:
         number = 0
         async for body in bodies:
             number += 1
-            message = composer.encoded(body, number)
             try:
                 async with asyncio.timeout(self._timeout):
-                    pending = await self._sender.transfer(message, settled=self._settled)
+                    pending = await self._way.transfer(body, number)
             except MessageTooLarge as error:
                 self.tally.refused += 1
                 self.tally.fail(number, str(error))
@@ -171,8 +220,8 @@ class _Sending:
                 async with asyncio.timeout(_LOOK):
                     number, pending = await self._in_flight.get()
             except TimeoutError:  # nothing in flight, as when the input is slow
-                if self._sender.stop is not None:
-                    self._fail(closed_error(self._sender.stop, f"sender to {self._sender.address or 'anonymous'!r}"))
+                if (stop := self._way.endpoint.stop) is not None:
+                    self._fail(closed_error(stop, self._way.name))
                 continue
             if self.tally.error is None or pending.done:
                 await self._outcome(number, pending)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self, TextIO
 
-__all__ = ["Progress", "bar", "duration", "rate", "size"]
+__all__ = ["Progress", "bar", "duration", "rate", "size", "writable"]
 
 _INTERVAL: Final = 0.1  # seconds; the eye takes it for continuous
 _CLEAR: Final = "\r\x1b[K"
@@ -87,12 +87,19 @@ def bar(fraction: float, width: int, stream: TextIO) -> str:
         width: Characters.
         stream: Where it will be written.
     """
-    try:
-        _EIGHTHS.encode(stream.encoding or "ascii")
-    except UnicodeEncodeError:
+    if not writable(_EIGHTHS, stream):
         return "#" * round(fraction * width)
     full, eighths = divmod(round(fraction * width * 8), 8)
     return "█" * full + (_EIGHTHS[eighths] if eighths else "")
+
+
+def writable(text: str, stream: TextIO) -> bool:
+    """Whether the stream's encoding has all characters of `text`."""
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def rate(count: int, seconds: float) -> str:

@@ -41,12 +41,14 @@ class LinkRequest:
             a request of its own, with the address it is sent to.
         user: The user name, or None for an anonymous client.
         container_id: The client's container id.
+        dynamic: Whether the node is to be created, for as long as the link lives.
     """
 
     role: Literal["sender", "receiver"]
     address: str | None
     user: str | None
     container_id: str
+    dynamic: bool = False
 
 
 class _Refused(Exception):
@@ -58,6 +60,7 @@ class _Refused(Exception):
 def attach(session: PeerSession, link: EngineSender | EngineReceiver) -> None:
     """Answer the client's attach; a refusal is an attach with a null terminus and then a detach (2.6.3)."""
     try:
+        _check_count(session.peer, OutgoingLink if isinstance(link, EngineSender) else IncomingLink)
         if isinstance(link, EngineSender):
             _attach_receiver(session, link)
         else:
@@ -89,11 +92,23 @@ def route(peer: Peer, raw: bytes) -> Queue | Topic:
     return node
 
 
-def _forbidden(peer: Peer, role: Literal["sender", "receiver"], address: str | None) -> ErrorCondition | None:
+def _check_count(peer: Peer, kind: type[IncomingLink | OutgoingLink]) -> None:
+    limit = peer.options.max_links
+    if limit is None:
+        return
+    count = sum(isinstance(link, kind) for session in peer.sessions for link in session.links)
+    if count >= limit:
+        name = "senders" if kind is IncomingLink else "receivers"
+        raise _Refused("amqp:resource-limit-exceeded", f"a connection may have {limit} {name} at most")
+
+
+def _forbidden(
+    peer: Peer, role: Literal["sender", "receiver"], address: str | None, *, dynamic: bool = False
+) -> ErrorCondition | None:
     hook = peer.options.authorize_link
     if hook is None:
         return None
-    request = LinkRequest(role=role, address=address, user=peer.user, container_id=peer.container_id)
+    request = LinkRequest(role=role, address=address, user=peer.user, container_id=peer.container_id, dynamic=dynamic)
     try:
         return hook(request)
     except Exception:
@@ -101,8 +116,8 @@ def _forbidden(peer: Peer, role: Literal["sender", "receiver"], address: str | N
         return ErrorCondition("amqp:internal-error", "authorize_link failed")
 
 
-def _check(peer: Peer, role: Literal["sender", "receiver"], address: str | None) -> None:
-    error = _forbidden(peer, role, address)
+def _check(peer: Peer, role: Literal["sender", "receiver"], terminus: Source | Target) -> None:
+    error = _forbidden(peer, role, terminus.address or None, dynamic=terminus.dynamic)
     if error is not None:
         refused = _Refused(error.condition, error.description or "")
         refused.error = error
@@ -126,7 +141,7 @@ def _attach_sender(session: PeerSession, link: EngineReceiver) -> None:
     target = remote.target
     if target is None:
         raise _Refused("amqp:invalid-field", "a sender needs a target, and there are no transactions here")
-    _check(peer, "sender", target.address or None)
+    _check(peer, "sender", target)
     node: Queue | Topic | None = None
     on_end: Callable[[bool], None] = _keep
     if target.dynamic:
@@ -158,7 +173,7 @@ def _attach_receiver(session: PeerSession, link: EngineSender) -> None:
         if durable is None:
             raise _Refused("amqp:not-found", f"there is no durable subscription {link.name!r}")
         source = durable.source
-    _check(peer, "receiver", source.address or None)
+    _check(peer, "receiver", source)
     expression, filters = _filter(source.filter)
     selector = _compiled(expression)
     on_end: Callable[[bool], None] = _keep

@@ -18,6 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from ..errors import ErrorCondition
+from ..masking import MaskingLogger
 from .attaching import LinkRequest
 from .nodes import Nodes
 from .peer import Peer, ServerOptions
@@ -95,7 +96,12 @@ class Broker:
         ping_interval: Seconds between WebSocket pings, None for none (default 20, the answer to come as soon).
         close_timeout: Seconds to wait for a client's close before it is dropped (default 5).
         max_delivery_count: Failed deliveries after which a message is a dead letter; None, the default, for no limit.
+        max_connections: Connections that may be open at once; one more is closed as soon as it has opened. None, the
+            default, for no limit.
+        max_links: Senders, and receivers, that a connection may have at once; None, the default, for no limit.
         container_id: The broker's; made up by default.
+        nodes: Where addresses lead. By default to nodes as above; others bring their own limits, and `max_queue_bytes`
+            and `max_delivery_count` say nothing then.
 
     Raises:
         ValueError: A number is out of range.
@@ -119,10 +125,16 @@ class Broker:
         ping_interval: float | None = 20.0,
         close_timeout: float = 5.0,
         max_delivery_count: int | None = None,
+        max_connections: int | None = None,
+        max_links: int | None = None,
         container_id: str | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
-        if max_message_size < 1 or max_queue_bytes < 1 or (max_delivery_count is not None and max_delivery_count < 1):
-            raise ValueError("max_message_size, max_queue_bytes and max_delivery_count: at least 1")
+        limits = (max_message_size, max_queue_bytes, max_delivery_count, max_connections, max_links)
+        if any(limit is not None and limit < 1 for limit in limits):
+            raise ValueError(
+                "max_message_size, max_queue_bytes, max_delivery_count, max_connections and max_links: at least 1"
+            )
         if max_frame_size < 512:
             raise ValueError("max_frame_size: at least 512 bytes (specification 2.4.1)")
         self.host = host
@@ -132,16 +144,19 @@ class Broker:
         self._authorize = authorize
         self._ping_interval = ping_interval
         self._close_timeout = close_timeout
+        self._max_connections = max_connections
         self._options = ServerOptions(
             container_id=container_id or f"broker-{uuid.uuid4().hex[:12]}",
             users=MappingProxyType(dict(users)) if users is not None else None,
             anonymous=users is None if anonymous is None else anonymous,
             authorize_link=authorize_link,
+            has_room=self._has_room,
+            max_links=max_links,
             max_message_size=max_message_size,
             max_frame_size=max_frame_size,
             idle_timeout=idle_timeout,
         )
-        self._nodes: Nodes | None = None
+        self._nodes = nodes
         self._max_queue_bytes = max_queue_bytes
         self._max_delivery_count = max_delivery_count
         self._server: Server | None = None
@@ -191,7 +206,7 @@ class Broker:
             close_timeout=self._close_timeout,
             max_size=(None, 16 * 2**20),
             write_limit=2**17,
-            logger=logger.getChild("websockets"),
+            logger=MaskingLogger(logger.getChild("websockets")),
             create_connection=cast(type[ServerConnection], make),
             **arguments,
         )
@@ -264,6 +279,10 @@ class Broker:
     def __repr__(self) -> str:
         state = "listening" if self._server is not None else "closed"
         return f"<Broker {self.url} {state}, {len(self._peers)} connections>"
+
+    def _has_room(self) -> bool:
+        """Whether one more connection may open."""
+        return self._max_connections is None or sum(peer.opened for peer in self._peers) < self._max_connections
 
     # --- what websockets calls
 

@@ -36,6 +36,8 @@ HIGH_WATER: Final = 262144
 PATIENCE: Final = 10.0
 """Seconds for SASL and open, as websockets has for the upgrade, and then for taking the last words."""
 
+_TOO_MANY: Final = ErrorCondition("amqp:resource-limit-exceeded", "connection rejected (too much connections)")
+
 CLOCK_STEP: Final = 0.001  # seconds: proton counts in whole milliseconds, so a timer is armed one later
 
 
@@ -47,6 +49,8 @@ class ServerOptions:
     users: Mapping[str, str] | None
     anonymous: bool
     authorize_link: Callable[[LinkRequest], ErrorCondition | None] | None
+    has_room: Callable[[], bool]
+    max_links: int | None
     max_message_size: int
     max_frame_size: int
     idle_timeout: float
@@ -86,6 +90,7 @@ class Peer:
         self._unsent = 0
         self._awake = False
         self._ending = False
+        self._admitted = False
         self._lost = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -107,8 +112,8 @@ class Peer:
 
     @property
     def opened(self) -> bool:
-        """Whether the AMQP connection is open."""
-        return self.engine.remote is not None and not self._ending
+        """Whether the AMQP connection is open, and may be."""
+        return self._admitted and not self._ending
 
     # --- bytes ------------------------------------------------------------------------
 
@@ -233,8 +238,12 @@ class Peer:
 
     def _on_opened(self, remote: RemoteOpen) -> None:
         self.container_id = remote.container_id
-        self._deadline.cancel()
         self.engine.open()
+        if self.options.has_room():
+            self._admitted = True
+            self._deadline.cancel()
+        else:
+            self.engine.close(_TOO_MANY)
 
     def _on_closed(self, error: ErrorCondition | None) -> None:
         self.finish()
@@ -244,7 +253,8 @@ class Peer:
         self.finish()
 
     def _on_session(self, session: EngineSession) -> None:
-        self.sessions.add(PeerSession(self, session))
+        if self._admitted:
+            self.sessions.add(PeerSession(self, session))
 
 
 class PeerSession:

@@ -138,6 +138,7 @@ class Queue:
     Attributes:
         address: Its name.
         limit: Bytes at which it is full.
+        max_delivery_count: Failed attempts after which a message is a dead letter, or None for no limit.
         blocked: Publishers to tell when there is room again, in the order they came.
         publishers: Who sends to it.
         consumers: Who receives from it.
@@ -146,6 +147,7 @@ class Queue:
     def __init__(self, nodes: Nodes, address: str, selector: Selector | None = None) -> None:
         self.address = address
         self.limit = nodes.max_queue_bytes
+        self.max_delivery_count = nodes.max_delivery_count
         self.selector = selector
         self.blocked: dict[Publisher, None] = {}
         self.publishers: dict[Publisher, None] = {}
@@ -333,7 +335,7 @@ class Queue:
             self._show(entry)
 
     def _exhausted(self, entry: Entry) -> bool:
-        limit = self._nodes.max_delivery_count
+        limit = self.max_delivery_count
         if limit is None or entry.failures < limit:
             return False
         text = f"delivery failed {entry.failures} times, and max_delivery_count is {limit}"
@@ -352,9 +354,13 @@ class Queue:
     def _drop(self, entry: Entry) -> None:
         self._held -= len(entry.raw) + ENTRY_BYTES
         if self.blocked and self._held <= self.limit // 2:
-            blocked, self.blocked = self.blocked, {}
-            for publisher in blocked:
-                publisher.unblock()
+            self.unblock()
+
+    def unblock(self) -> None:
+        """Let the publishers that wait look again whether there is room."""
+        blocked, self.blocked = self.blocked, {}
+        for publisher in blocked:
+            publisher.unblock()
 
     def discard_oldest(self) -> bool:
         """Throw away the oldest ready message, if there is one."""

@@ -13,16 +13,12 @@ import re
 import secrets
 import signal
 import socket
-import ssl
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import trustme
 
 from tests.interop import fetch
 
@@ -31,6 +27,10 @@ STOP_TIMEOUT = 20.0
 IDLE_TIMEOUT = 5.0  # seconds of silence after which a peer gives us up, where it can be told
 ONE_ATTEMPT = "one-attempt-"
 """How the address of a queue begins that gives a message up when it is rejected once."""
+NAMESPACE = "example/shop/1"
+"""That of the queues and topics of Artemis that stand for Event Mesh's."""
+SUBSCRIPTIONS = {f"{NAMESPACE}/{queue}": f"{NAMESPACE}/{queue}/created" for queue in ("secret", "x509", "events")}
+"""Queues of Artemis, and the topic that each is subscribed to."""
 USER = "alice"
 PASSWORD = secrets.token_urlsafe(12)
 CREDENTIALS = {"PEER_USER": USER, "PEER_PASSWORD": PASSWORD}
@@ -122,8 +122,11 @@ class Peer:
 
 
 def start_artemis(folder: Path) -> Peer:
-    """Starts Apache Artemis: every address is a queue, made on first use."""
-    instance, port = folder / "instance", _free_port()
+    """Starts Apache Artemis: every address is a queue, made on first use, and `SUBSCRIPTIONS` are there.
+
+    The prefixes `queue:` and `topic:` say what an address is, as Event Mesh's do.
+    """
+    instance, port = folder / "instance", free_port()
     subprocess.run(
         [
             str(fetch.artemis() / "bin" / "artemis"),
@@ -153,7 +156,13 @@ def start_artemis(folder: Path) -> Peer:
         instance / "etc" / "broker.xml",
         # Multicast is the default: what is sent before a receiver exists would be dropped.
         (setting, setting + queues.format("queue") + queues.format("address")),
-        ("protocols=CORE,AMQP", f"amqpIdleTimeout={IDLE_TIMEOUT * 1000:.0f};protocols=CORE,AMQP"),
+        (
+            "protocols=CORE,AMQP",
+            f"amqpIdleTimeout={IDLE_TIMEOUT * 1000:.0f};anycastPrefix=queue:;multicastPrefix=topic:;"
+            "protocols=CORE,AMQP",
+        ),
+        ("<addresses>", "<addresses>" + "".join(map(_queue_and_topic, SUBSCRIPTIONS, SUBSCRIPTIONS.values()))),
+        ("</core>", f"<diverts>{''.join(map(_divert, SUBSCRIPTIONS, SUBSCRIPTIONS.values()))}</diverts></core>"),
     )
     # A wrong password must be refused, and not be taken for a guest's.
     _edit(
@@ -167,7 +176,7 @@ def start_artemis(folder: Path) -> Peer:
 
 def start_broker_j(folder: Path) -> Peer:
     """Starts Apache Qpid Broker-J: every address is a queue, made on first use. It advertises no idle timeout."""
-    port, login_port = _free_port(), _free_port()
+    port, login_port = free_port(), free_port()
     aliases = [{"name": kind, "type": f"{kind}Alias"} for kind in ("default", "name", "hostname")]
     # Broker-J takes a rejection for a failed attempt, after the last of which the message goes to the alternate.
     attempts = {f"{ONE_ATTEMPT}.*": 1, ".*": 0}
@@ -272,68 +281,19 @@ PEERS: Mapping[str, Callable[[Path], Peer]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
-    """A TLS gateway in front of a peer that looks at the upgrade's bearer token: nginx with a private authority."""
-
-    server: Server
-    url: str
-    token: str
-    """The token that it lets through."""
-    forbidden_token: str
-    """A token that it answers with 403; any other gets 401."""
-    trust: ssl.SSLContext
-    """A client's context that trusts the gateway's private authority."""
-
-
-def start_gateway(upstream: str, folder: Path) -> Gateway:
-    """Starts nginx before the peer at the URL `upstream`."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
-    certificate.private_key_pem.write_to_path(folder / "key.pem")
-    for position, blob in enumerate(certificate.cert_chain_pems):
-        blob.write_to_path(folder / "certificate.pem", append=position > 0)
-    token, forbidden, port = secrets.token_urlsafe(16), secrets.token_urlsafe(16), _free_port()
-    configuration = f"""
-        daemon off;
-        pid {folder}/nginx.pid;
-        error_log stderr notice;
-        worker_processes 1;
-        events {{ worker_connections 256; }}
-        http {{
-            access_log off;
-            client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-            uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-            map_hash_bucket_size 128;
-            map $http_authorization $verdict {{ default 401; "Bearer {token}" 200; "Bearer {forbidden}" 403; }}
-            server {{
-                listen 127.0.0.1:{port} ssl;
-                ssl_certificate {folder}/certificate.pem;
-                ssl_certificate_key {folder}/key.pem;
-                location / {{
-                    if ($verdict = 401) {{ return 401 "no valid token\\n"; }}
-                    if ($verdict = 403) {{ return 403 "not for you\\n"; }}
-                    proxy_pass {upstream.replace("ws://", "http://")};
-                    proxy_http_version 1.1;
-                    proxy_set_header Upgrade $http_upgrade;
-                    proxy_set_header Connection upgrade;
-                    proxy_set_header Host $host;
-                    proxy_read_timeout 300s;
-                    proxy_send_timeout 300s;
-                }}
-            }}
-        }}
-    """
-    (folder / "nginx.conf").write_text(textwrap.dedent(configuration))
-    server = Server(
-        [str(fetch.nginx()), "-p", str(folder), "-c", str(folder / "nginx.conf")],
-        folder=folder,
-        ready="start worker process ",
+def _queue_and_topic(queue: str, topic: str) -> str:
+    return (
+        f'<address name="{queue}"><anycast><queue name="{queue}"/></anycast></address>'
+        f'<address name="{topic}"><multicast/></address>'
     )
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
-    url = f"wss://localhost:{port}/"
-    return Gateway(server=server, url=url, token=token, forbidden_token=forbidden, trust=trust)
+
+
+def _divert(queue: str, topic: str) -> str:
+    name = queue.replace("/", "-")  # an XML name
+    return (
+        f'<divert name="{name}"><address>{topic}</address><forwarding-address>{queue}</forwarding-address>'
+        "<routing-type>ANYCAST</routing-type></divert>"
+    )
 
 
 def _edit(path: Path, *changes: tuple[str, str]) -> None:
@@ -345,7 +305,8 @@ def _edit(path: Path, *changes: tuple[str, str]) -> None:
     path.write_text(text)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of the loopback interface that nobody listens on."""
     # Another process may take the port before the broker does: then the broker says so, and StartError shows it.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

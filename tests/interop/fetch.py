@@ -20,7 +20,7 @@ from pathlib import Path
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amqpws-async"
 ARTEMIS = "2.40.0"
 BROKER_J = "9.2.0"
-NODE_MODULES = ("rhea@3.0.5", "ws@8.23.0")
+NODE_MODULES = ("oidc-provider@9.13.3", "rhea@3.0.5", "ws@8.23.0")
 FETCH_TIMEOUT = 300.0  # seconds for one download, of 50 MB at most
 
 _lock = threading.Lock()
@@ -43,15 +43,15 @@ def broker_j() -> Path:
 
 
 def node_modules() -> Path:
-    """Returns a `node_modules` folder with rhea and ws, fetched from npm if need be."""
-    tool("node", "Node.js, 18 or later")
+    """Returns a `node_modules` folder with oidc-provider, rhea and ws, fetched from npm if need be."""
+    tool("node", "Node.js, 20 or later")
     folder = CACHE / "-".join(NODE_MODULES).replace("@", "-")
 
     def fill(place: Path) -> None:
-        npm = tool("npm", "npm, to fetch rhea and ws")
+        npm = tool("npm", "npm, to fetch oidc-provider, rhea and ws")
         _run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(place), *NODE_MODULES])
 
-    _once(folder, " and ".join(NODE_MODULES), fill)
+    _once(folder, ", ".join(NODE_MODULES), fill)
     return folder / "node_modules"
 
 

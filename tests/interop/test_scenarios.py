@@ -36,7 +36,8 @@ from amqpws_async.codec import (
     ulong,
     ushort,
 )
-from tests.interop.brokers import IDLE_TIMEOUT, ONE_ATTEMPT, PASSWORD, USER, Gateway, Peer
+from tests.interop.brokers import IDLE_TIMEOUT, ONE_ATTEMPT, PASSWORD, USER, Peer
+from tests.interop.gateways import Gateway
 
 BROKERS = ["artemis", "broker-j", "embedded"]
 everywhere = pytest.mark.parametrize("peer", [*BROKERS, "rhea"], indirect=True)
@@ -579,11 +580,13 @@ async def test_idle_for_longer_than_both_idle_timeouts(peer: Peer, queue: str) -
 
 async def stuck(connection: amqp.Connection, queue: str) -> tuple[amqp.Sender, list[asyncio.Task[Any]]]:
     """Gives a sender, and tasks that wait for the peer in every way there is."""
-    sender = await connection.sender(queue)
     receiver = await connection.receiver(queue, credit=10)
-    await sender.send(amqp.Message(b"held"))
+    async with connection.sender(queue) as first:
+        await first.send(amqp.Message(b"held"))
     held = await take(receiver)
     manual = await connection.receiver(f"{queue}-empty", credit=0)
+    sender = await connection.sender(f"{queue}-aside")  # what is sent from here on must not reach who waits
+    await sender.send(amqp.Message(b"there is credit"))
 
     async def settle_afterwards() -> None:
         with pytest.raises(amqp.ConnectionClosed):

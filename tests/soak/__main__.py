@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-PARTS = ("churn", "messages", "slow")
+PARTS = ("churn", "messages", "slow", "tokens")
 
 
 def main() -> int:
