@@ -236,10 +236,15 @@ class Connection(Endpoint):
         return await session._begin()
 
     async def _default_session(self) -> Session:
-        async with self._default_begun:
-            if self._default is None or self._default.stop is not None:
-                self._default = await self._begin(SessionOptions())
-            return self._default
+        timeout = self.options.open_timeout
+        try:
+            # Around the lock: who waits behind somebody else's attempt has no more time than that one.
+            async with asyncio.timeout(timeout), self._default_begun:
+                if self._default is None or self._default.stop is not None:
+                    self._default = await self._begin(SessionOptions())
+                return self._default
+        except TimeoutError:
+            raise TimeoutError(f"session: the peer did not answer the begin within {timeout:g} s") from None
 
     # --- opening ---------------------------------------------------------------------------------
 

@@ -239,3 +239,18 @@ async def test_cancelled_runner_fails_everybody_and_leaves_nothing() -> None:
         assert task.cancelled()
         assert isinstance(waiting.exception(), amqp.ConnectionClosed)
         await connection.close()
+
+
+async def test_who_shares_a_session_that_does_not_begin_shares_the_patience() -> None:
+    """All who open links on the default session time out together, and not one after the other."""
+    async with Peer() as peer:
+        peer.on["begin"] = ignore
+        connection = await amqp.connect(peer.url, open_timeout=0.2, close_timeout=0.1)
+
+        async def attach(number: int) -> None:
+            await connection.sender(f"q{number}")
+
+        async with asyncio.timeout(3):  # fifty times 0.2 s would be ten
+            found = await asyncio.gather(*map(attach, range(50)), return_exceptions=True)
+        assert {str(error) for error in found} == {"session: the peer did not answer the begin within 0.2 s"}
+        await connection.close()

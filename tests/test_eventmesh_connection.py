@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -423,6 +424,21 @@ async def test_a_lost_connection_fails_everyone_and_closes_quietly() -> None:
         with pytest.raises(amqp.ConnectionClosed):
             await connected.sender("topic:a/b", qos=0)
         assert not connected.health().ok
+
+
+async def test_one_that_is_dropped_stops_asking_for_tokens() -> None:
+    """It warns, as any connection does, and its refresher ends with it."""
+    async with running() as mesh:
+        connected = await eventmesh.connect(mesh.key)
+        refresher = connected._refresher
+        assert refresher is not None
+        task = refresher._task
+        assert task is not None
+        with pytest.warns(ResourceWarning, match="never closed"):
+            del connected, refresher
+            gc.collect()
+        await asyncio.wait([task])
+        assert task.cancelled()
 
 
 async def test_the_body_s_error_is_not_hidden() -> None:

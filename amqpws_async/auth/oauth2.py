@@ -184,6 +184,12 @@ class TokenRefresher:
             task.cancel()
             await asyncio.wait([task])
 
+    def abandon(self) -> None:
+        """Stop without waiting, from any thread: for whoever is dropped with it."""
+        task, self._task = self._task, None
+        if task is not None and not (loop := task.get_loop()).is_closed():
+            loop.call_soon_threadsafe(task.cancel)
+
     def __repr__(self) -> str:
         state = "stopped" if self._task is None else "failing" if self._error else "running"
         return f"<TokenRefresher {self._endpoint.where} {state} {self._token!r}>"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl as tls
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -109,8 +110,9 @@ def connect(
         namespace: What stands for ``${namespace}`` in addresses; the key's own by default.
         certificate: A client certificate in place of the key's, for keys whose private key is managed elsewhere.
         **options: Fields of `ConnectionOptions`, each explained there. `token` takes the place of the key's own token
-            endpoint; so several connections can share one `TokenRefresher`, such as `EventMeshConnection.tokens`.
-            `ssl` (a path or None) and `proxy` are good for the token endpoint, too. `idle_timeout` must stay below 300.
+            endpoint: connections that share one ``TokenRefresher(key.messaging.grant)`` share its requests, also over
+            many attempts to connect. `ssl` and `proxy` are good for the token endpoint, too; with a key of the type
+            x509 `ssl` is a path or None. `idle_timeout` must stay below 300.
 
     Raises:
         ServiceKeyError: The key is missing, ambiguous or unfit. It is an `OpenError`.
@@ -144,7 +146,8 @@ async def _open(
 ) -> EventMeshConnection:
     if not isinstance(key, ServiceKey):
         # In a thread: keys are files. Read anew for every connection, as platforms rotate them.
-        key = await asyncio.to_thread(ServiceKey.load, key, binding=binding, certificate=certificate)
+        async with _within(options.get("open_timeout", 30.0), "the service key"):
+            key = await asyncio.to_thread(ServiceKey.load, key, binding=binding, certificate=certificate)
     refresher: TokenRefresher | None = None
     try:
         token = options.get("token")
@@ -244,7 +247,7 @@ class EventMeshConnection:
         Args:
             address: ``queue:NAME``; ``${namespace}`` is filled in. (A ``topic:`` is passed on; what is documented is to
                 receive from a queue that subscribes to it, see `management.ManagementClient.subscribe`.)
-            qos: 1 (the default): every delivery is yours to settle. 0: deliveries come settled.
+            qos: 1 (the default): every delivery is yours to settle, without `confirm`. 0: deliveries come settled.
             name: The link's name; a new one by default.
             credit: The window in messages, 255 by default, as SAP's own client has it; 0 is manual.
             max_prefetch_bytes: The window in bytes, 16 MiB by default.
@@ -303,6 +306,12 @@ class EventMeshConnection:
             if refresher is not None:
                 await refresher.__aexit__()
 
+    def __del__(self) -> None:
+        # The connection warns of itself; nobody would stop the renewing of its token.
+        refresher = getattr(self, "_refresher", None)
+        if refresher is not None:
+            refresher.abandon()
+
     def __repr__(self) -> str:
         return f"<EventMeshConnection {self.connection.options.origin} {self.connection.state.value}>"
 
@@ -310,7 +319,7 @@ class EventMeshConnection:
 
     async def _relay(self, qos: QoS) -> Sender:
         """The anonymous link of that quality of service, attached on first use."""
-        async with self._attaching:
+        async with self._within("the attach"), self._attaching:
             relay = self._relays.get(qos)
             if relay is None or relay.state is not EndpointState.OPEN:
                 session = await self._usable_session()
@@ -325,10 +334,14 @@ class EventMeshConnection:
             return relay
 
     async def _usable_session(self) -> Session:
-        async with self._beginning:
+        async with self._within("the begin"), self._beginning:
             if self._session is None or self._session.state is not EndpointState.OPEN:
                 self._session = await self.connection.session()
             return self._session
+
+    def _within(self, what: str) -> AbstractAsyncContextManager[None]:
+        # Around the lock: who waits behind somebody else's attempt has no more time than that one.
+        return _within(self.connection.options.open_timeout, what)
 
     def _check_room(self, role: Literal["sender", "receiver"]) -> None:
         if sum(link.role == role for link in self.connection.health().links) >= MAX_LINKS:
@@ -338,10 +351,22 @@ class EventMeshConnection:
             )
 
 
+@asynccontextmanager
+async def _within(timeout: float | None, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError as error:
+        raise TimeoutError(
+            str(error) or f"Event Mesh: {what} was not done within {timeout:g} s (open_timeout)"
+        ) from None
+
+
 class EventMeshSender:
     """Sends to one address, made by `EventMeshConnection.sender`; any number of tasks may share it.
 
-    Every message goes out with this address in its `to`: as a copy if its own says something else.
+    Every message goes out with this address in its `to`. If its own says something else, what is sent, and what
+    outcomes and errors show, is a copy.
 
     Attributes:
         address: ``topic:NAME`` or ``queue:NAME``.
