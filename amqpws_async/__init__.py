@@ -29,7 +29,8 @@ The modules, in layer order:
 * `auth`: tokens for the upgrade (`auth.oauth2` fetches them), SASL for AMQP.
 * `tunnel`, `masking`, `handshake`, `transport`: bytes over a WebSocket, through a proxy if need be, no secret in a log.
 * `engine`: the sans-I/O driver of proton's engine.
-* `endpoint`, `link`: what connection, session and link share. `sender`, `receiver`, `session`.
+* `endpoint`, `link`: what connection, session and link share. `signals`, `processing`: the handler runner behind
+  `Receiver.process`. `sender`, `receiver`, `session`.
 * `runner`: the one task of a connection. `connection`: `connect` and health.
 * `eventmesh`: SAP Event Mesh, from a service key or binding. `testing`: an embedded broker for your tests. `cli`: the
   ``amqpws`` command. None of the three is imported by this package.
@@ -111,6 +112,9 @@ from .options import ConnectionOptions, ReceiverOptions, SenderOptions, SessionO
 # outcomes
 from .outcomes import Accepted, Modified, NoOutcome, Outcome, Received, Rejected, Released
 
+# processing
+from .processing import ProcessOptions, Processor, ProcessStatistics
+
 # receiver
 from .receiver import Delivery, Receiver
 
@@ -176,6 +180,9 @@ __all__ = [
     "Outcome",
     "PendingDelivery",
     "Plain",
+    "ProcessOptions",
+    "ProcessStatistics",
+    "Processor",
     "Received",
     "Receiver",
     "ReceiverOptions",

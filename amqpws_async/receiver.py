@@ -15,18 +15,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from .endpoint import EndpointState, Waiters
 from .engine import AttachFields, EngineReceiver, RemoteAttach
 from .errors import ErrorCondition, LocalProtocolError, SettlementLost, StopReason
 from .link import Link
 from .message import ACCEPTED, RELEASED, Message, Modified, Outcome, Received, Rejected, lazy
+from .processing import Processor
 from .terminus import ReceiverSettleMode, as_target
 
 if TYPE_CHECKING:
     from .message import Body
     from .options import ReceiverOptions
+    from .processing import Handler, ProcessArguments, ProcessStatistics
     from .session import Session
     from .terminus import Source
 
@@ -302,6 +304,38 @@ class Receiver(Link):
             await self._waiting.wait()
         return True
 
+    async def process(self, handler: Handler, **options: Unpack[ProcessArguments]) -> ProcessStatistics:
+        """Call `handler` with each delivery, many at a time, and settle by what comes of it, until stopped.
+
+        A delivery is accepted when its handler returns, unless the handler settled it itself. If the handler raises, or
+        takes longer than `timeout`, `on_error` says how it ends: by default the broker delivers it again and counts the
+        attempt. If the handler is cancelled, it is released. The errors of handlers are logged, once, with the
+        message's id.
+
+        It ends gracefully by `stop`, a signal of `signals` or the receiver's `close`: credit is withdrawn, what no
+        handler has yet is released, and handlers may finish within `drain_timeout`; those that do not are cancelled.
+        Likewise where the link is lost, before the error is raised: settlements that it costs are counted as lost, and
+        the peer delivers those messages again. To close the receiver, stop first: settlements cannot follow a detach.
+
+        Cancelling aborts at once: handlers are cancelled, their deliveries released where the link still stands, and no
+        task is left when the cancellation has come through. What was not taken yet stays in the receiver.
+
+        Args:
+            handler: A coroutine function of the delivery. It must let a cancellation through: one that does not is
+                waited for, however long it takes.
+            **options: The fields of `ProcessOptions`.
+
+        Returns:
+            What was done; a `Processor` has it also meanwhile, and after an error.
+
+        Raises:
+            LinkClosed: The peer ended the link. Likewise `SessionClosed` and `ConnectionClosed`.
+            ValueError: An option is out of range, or `signals` are asked for outside of the main thread.
+            TypeError: The handler is no coroutine function.
+            BaseException: What a handler raised that is no `Exception`; processing is aborted by it.
+        """
+        return await Processor(self, handler, **options).run()
+
     # --- credit ----------------------------------------------------------------------------
 
     async def add_credit(self, credit: int) -> None:
@@ -328,7 +362,7 @@ class Receiver(Link):
         """Have the peer use up the credit or give it back, and wait until it has.
 
         What arrived by then waits to be taken, see `queued`. An automatic window opens again when somebody next waits
-        for a delivery and none is there. Cancelling stops the waiting alone.
+        for a delivery, or waits already, and none is there. Cancelling stops the waiting alone.
 
         Raises:
             LinkClosed: The link ended meanwhile. Likewise `SessionClosed` and `ConnectionClosed`.
@@ -336,6 +370,8 @@ class Receiver(Link):
         self._check_open()
         self._paused = self._automatic
         self._begin_drain()
+        if not self._link.draining:
+            self._waiting.wake()  # whoever waits already may open the window again; see also _on_drained
         while self._stop is None and self._link.draining:
             await self._changed.wait()
         if self._stop is not None:
@@ -397,6 +433,7 @@ class Receiver(Link):
 
     def _on_drained(self) -> None:
         self._changed.wake_all()
+        self._waiting.wake()
 
     def _on_refused(self, error: ErrorCondition) -> None:
         self._fail(StopReason("link", "local", error.condition, error.description, error.info))

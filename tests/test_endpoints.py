@@ -225,6 +225,20 @@ async def test_drained_window_opens_again_for_whoever_waits() -> None:
         assert receiver.credit > 0
 
 
+async def test_a_drain_leaves_nobody_deaf_who_waits_already() -> None:
+    """The window opens again for them, too."""
+    async with Broker() as broker, amqp.connect(broker.url) as connection:
+        sender = await connection.sender("q")
+        receiver = await connection.receiver("q")
+        waiting = asyncio.create_task(receiver.receive())
+        await asyncio.sleep(0)
+        await receiver.drain()
+        await sender.send(amqp.Message(b"x"))
+        delivery = await waiting
+        assert delivery.body == b"x"
+        await delivery.accept()
+
+
 async def test_cancelled_runner_fails_everybody_and_leaves_nothing() -> None:
     """An event loop that shuts down cancels the connection's task: waiters are told, the socket is gone."""
     async with Broker() as broker:

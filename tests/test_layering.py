@@ -21,6 +21,7 @@ ROOT = Path(amqpws_async.__file__).parent
 # for all that is in it, and inside a package its modules may import each other, though not in circles.
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "signals": set(),
     "codec": {"errors"},
     "outcomes": {"errors"},
     "sections": {"codec", "errors"},
@@ -37,8 +38,9 @@ LAYERS: dict[str, set[str]] = {
     "engine": {"auth.sasl", "codec", "errors", "outcomes", "terminus"},
     "endpoint": {"errors"},
     "link": {"endpoint", "engine", "errors", "terminus"},
+    "processing": {"endpoint", "errors", "outcomes", "signals"},
     "sender": {"endpoint", "engine", "errors", "link", "message", "outcomes", "terminus"},
-    "receiver": {"endpoint", "engine", "errors", "link", "message", "outcomes", "terminus"},
+    "receiver": {"endpoint", "engine", "errors", "link", "message", "outcomes", "processing", "terminus"},
     "session": {"endpoint", "engine", "errors", "options", "receiver", "sender", "terminus"},
     "runner": {"endpoint", "engine", "errors"},
     "connection": {"auth", "endpoint", "errors", "link", "options", "runner", "session", "transport"},
@@ -246,7 +248,7 @@ def test_a_library_stays_behind_the_module_that_wraps_it(library: str, homes: se
     assert wrong == []
 
 
-TASK_OWNERS = {"runner", "auth.oauth2", "testing", "cli"}
+TASK_OWNERS = {"runner", "processing", "auth.oauth2", "testing", "cli"}
 
 
 def _attributes(module: str) -> Iterator[tuple[str, int]]:
@@ -261,7 +263,7 @@ def _attributes(module: str) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("name", ["create_task", "ensure_future", "TaskGroup", "gather", "as_completed"])
 def test_only_those_who_own_tasks_make_them(name: str) -> None:
-    """The runner is a connection's one task; beside it the token refresher, testing and cli own theirs."""
+    """The runner is a connection's one task; the handler runner, the token refresher, testing and cli own theirs."""
     wrong = [
         f"{module}:{line}"
         for module in INNER
