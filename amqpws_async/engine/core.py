@@ -32,6 +32,23 @@ REQUIRED: Final = (
 
 EMPTY_FRAME: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"  # specification 2.3.1: a frame with an empty body
 
+#: The events that `Engine._on_event` knows, among many that tell nothing new.
+_RARE_EVENTS: Final = frozenset(
+    (
+        lib.PN_CONNECTION_REMOTE_OPEN,
+        lib.PN_CONNECTION_REMOTE_CLOSE,
+        lib.PN_SESSION_REMOTE_OPEN,
+        lib.PN_SESSION_REMOTE_CLOSE,
+        lib.PN_SESSION_FINAL,
+        lib.PN_LINK_REMOTE_OPEN,
+        lib.PN_LINK_REMOTE_CLOSE,
+        lib.PN_LINK_REMOTE_DETACH,
+        lib.PN_TRANSPORT_ERROR,
+        lib.PN_TRANSPORT_TAIL_CLOSED,
+        lib.PN_TRANSPORT_HEAD_CLOSED,
+    )
+)
+
 _SIMPLE: dict[int, Outcome] = {lib.PN_ACCEPTED: ACCEPTED, lib.PN_RELEASED: RELEASED}
 
 
@@ -278,32 +295,29 @@ class Engine:
         event_link: Any = lib.pn_event_link,
         remote_state: Any = lib.pn_delivery_remote_state,
         settle: Any = lib.pn_delivery_settle,
-        delivery_type: int = lib.PN_DELIVERY,
         flow_type: int = lib.PN_LINK_FLOW,
     ) -> None:
         collector, links, outgoing, simple = self._c, self._links, self._outgoing, _SIMPLE
         while event := peek(collector):
-            kind = event_type(event)
-            if kind == delivery_type:
-                pointer = event_delivery(event)
-                delivery = outgoing.get(pointer)
-                if delivery is not None:
-                    outcome = simple.get(remote_state(pointer))
-                    if outcome is None:
-                        outcome = self._rare_outcome(pointer)
-                    if outcome is not None:
-                        del outgoing[pointer]
-                        settle(pointer)
-                        delivery._on_outcome(outcome)
-                else:
-                    link = links.get(event_link(event))
-                    if link is not None:
-                        link._on_delivery(pointer)
-            elif kind == flow_type:
+            pointer = event_delivery(event)  # NULL for every other kind of event
+            delivery = outgoing.get(pointer)
+            if delivery is not None:
+                outcome = simple.get(remote_state(pointer))
+                if outcome is None:
+                    outcome = self._rare_outcome(pointer)
+                if outcome is not None:
+                    del outgoing[pointer]
+                    settle(pointer)
+                    delivery._on_outcome(outcome)
+            elif pointer:
+                link = links.get(event_link(event))
+                if link is not None:
+                    link._on_delivery(pointer)
+            elif (kind := event_type(event)) == flow_type:
                 link = links.get(event_link(event))
                 if link is not None:
                     link._on_flow()
-            else:
+            elif kind in _RARE_EVENTS:
                 try:
                     self._on_event(kind, event)
                 except DecodeError as exc:
