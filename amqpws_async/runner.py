@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .endpoint import Waiters
-from .engine import Engine, EngineSession, RemoteOpen
+from .engine import Engine, EngineSender, EngineSession, RemoteOpen
 from .errors import ConnectionClosed, ErrorCondition, RemoteProtocolError, StopReason
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ CLOCK_STEP = 0.001  # seconds: proton counts in whole milliseconds, so a timer i
 
 class Handed(Protocol):
     """A pre-settled delivery: done once the transport has it."""
+
+    @property
+    def link(self) -> EngineSender:
+        """The link it went out on."""
+        ...  # pragma: no cover - a signature
 
     def _on_handed(self) -> None: ...
     def _fail(self, stop: StopReason) -> None: ...
@@ -126,6 +131,11 @@ class Runner:
     def hand(self, delivery: Handed) -> None:
         """Tell `delivery` when everything queued so far has been handed to the transport."""
         self._handed.append(delivery)
+
+    def in_flight(self, link: EngineSender) -> list[Any]:
+        """The deliveries of a link that are not over, as `Engine.transfer` and `hand` were given them."""
+        deliveries: list[Any] = [*self.engine.outgoing(), *self._handed]
+        return [delivery for delivery in deliveries if delivery.link is link]
 
     def fail(self, stop: StopReason) -> None:
         """Record why the connection stopped and fail everybody on it; only the first reason counts."""

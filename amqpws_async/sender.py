@@ -30,7 +30,7 @@ from .errors import (
     StopReason,
 )
 from .link import Link
-from .message import Accepted, Message, Modified, Outcome, Rejected, Released, check_encoded
+from .message import ACCEPTED, Accepted, Message, Modified, Outcome, Rejected, Released, check_encoded
 from .terminus import SenderSettleMode, Source, as_source
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["PendingDelivery", "SendMany", "Sender"]
 
 MAX_TAG_SIZE = 32  # bytes, specification 2.8.7
+UNLIMITED = 2**64  # bytes: above every max-message-size
 TRANSFER_OVERHEAD = 28  # bytes of a transfer frame around its payload, for the account of unsent bytes
 
 
@@ -54,20 +55,17 @@ class PendingDelivery:
         DeliveryUnknown: The link or connection stopped before the outcome came.
     """
 
-    __slots__ = ("_outcome", "_sender", "_stop", "_tag", "_waiters", "message")
+    __slots__ = ("_sender", "_state", "_waiters", "message")
 
-    def __init__(self, sender: Sender, message: Message | bytes, tag: bytes | None) -> None:
-        self.message = message
-        self._tag = tag
-        self._sender = sender
-        self._outcome: Outcome | _Pending | None = _PENDING
-        self._stop: StopReason | None = None
-        self._waiters: list[asyncio.Future[None]] | None = None
+    message: Message | bytes
+    _sender: Sender
+    _state: Any  # `_Pending`, then an outcome, None once handed over pre-settled, or why the link stopped
+    _waiters: list[asyncio.Future[None]] | None
 
     @property
     def done(self) -> bool:
         """Whether awaiting would not wait."""
-        return self._outcome is not _PENDING or self._stop is not None
+        return self._state is not _Pending
 
     @property
     def link(self) -> EngineSender:
@@ -75,17 +73,15 @@ class PendingDelivery:
         return self._sender._link
 
     def __await__(self) -> Generator[Any, None, Outcome | None]:
-        if self._outcome is _PENDING and self._stop is None:
+        if self._state is _Pending:
             yield from self._wait().__await__()
-        outcome = self._outcome
-        if isinstance(outcome, _Pending):
-            raise self.unknown()
+        state = self._state
+        if type(state) is StopReason:
+            raise self._unknown(state)
+        outcome: Outcome | None = state
         return outcome
 
-    def unknown(self) -> DeliveryUnknown:
-        """The exception for a delivery in doubt."""
-        stop = self._stop
-        assert stop is not None
+    def _unknown(self, stop: StopReason) -> DeliveryUnknown:
         return DeliveryUnknown(self.message, stop, self._sender._where)
 
     async def _wait(self) -> None:
@@ -101,24 +97,8 @@ class PendingDelivery:
             if self._waiters is not None:  # given up: waits that time out again and again must not pile up
                 self._waiters.remove(future)
 
-    def _on_outcome(self, outcome: Outcome | None) -> None:
-        self._outcome = outcome
-        self._end()
-
-    def _on_handed(self) -> None:
-        self._on_outcome(None)
-
-    def _fail(self, stop: StopReason) -> None:
-        self._stop = stop
-        self._end()
-
-    def _end(self) -> None:
-        sender = self._sender
-        if self._tag is not None:
-            sender._tags.discard(self._tag)
-        sender._unsettled -= 1
-        if not sender._unsettled:
-            sender._changed.wake_all()
+    def _on_outcome(self, outcome: Outcome | StopReason | None) -> None:
+        self._state = outcome
         waiters = self._waiters
         if waiters is not None:
             self._waiters = None
@@ -126,18 +106,38 @@ class PendingDelivery:
                 if not future.done():
                     future.set_result(None)
 
+    def _on_handed(self) -> None:
+        self._on_outcome(None)
+
+    def _fail(self, stop: StopReason) -> None:
+        self._on_outcome(stop)
+
     def __repr__(self) -> str:
-        state = f"in doubt, {self._stop}" if self._stop else "pending" if not self.done else repr(self._outcome)
-        return f"<PendingDelivery to {self._sender.address!r} {state}>"
+        state = self._state
+        if isinstance(state, StopReason):
+            text = f"in doubt, {state}"
+        else:
+            text = "pending" if state is _Pending else repr(state)
+        return f"<PendingDelivery to {self._sender.address!r} {text}>"
+
+
+class _TaggedDelivery(PendingDelivery):
+    """A transfer with a tag of the user's, which is free again once it is settled."""
+
+    __slots__ = ("tag",)
+
+    tag: bytes
+
+    def _on_outcome(self, outcome: Outcome | StopReason | None) -> None:
+        self._sender._tags.discard(self.tag)
+        super()._on_outcome(outcome)
 
 
 class _Pending:
-    """The outcome that has not come."""
-
-    __slots__ = ()
+    """Stands, as a class, for the outcome that has not come."""
 
 
-_PENDING = _Pending()
+_new = object.__new__
 
 
 class Sender(Link):
@@ -161,20 +161,19 @@ class Sender(Link):
         )
         self._link: EngineSender = session._link.sender(self._name, self)
         self._waiting = Waiters(self._loop)  # for credit
-        self._unsettled = 0
         self._tags: set[bytes] = set()  # given by the user and not settled yet (specification 2.6.12)
-        self._max_size = 0
+        self._max_size = UNLIMITED
         self._presettled = False
 
     # --- what is known ----------------------------------------------------------------
 
     @property
     def unsettled(self) -> int:
-        """Transfers made whose outcome has not come."""
-        return self._unsettled
+        """Transfers made whose outcome has not come; pre-settled ones wait for none."""
+        return self._link.unsettled if self._stop is None else 0
 
     def _in_hand(self) -> int:
-        return self._unsettled
+        return self.unsettled
 
     def _far_terminus(self, remote: RemoteAttach) -> Target | None:
         return remote.target
@@ -209,9 +208,15 @@ class Sender(Link):
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
         pending = await self.transfer(message, settled=settled, tag=tag)
-        outcome = await pending
-        if outcome is None or isinstance(outcome, Accepted):
+        if pending._state is _Pending:
+            future = self._loop.create_future()  # as in its `_wait`, but nobody else knows it
+            pending._waiters = [future]
+            await future
+        outcome = pending._state
+        if outcome is ACCEPTED or outcome is None:
             return outcome
+        if type(outcome) is StopReason:
+            raise pending._unknown(outcome)
         raise _failed(outcome, message, self._where)
 
     async def transfer(
@@ -235,24 +240,26 @@ class Sender(Link):
             LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
-        data = message.encode() if isinstance(message, Message) else _checked(message)
+        data = message.encode() if type(message) is Message else _encoded(message)
         size = len(data)
-        if self._max_size and size > self._max_size:
+        if size > self._max_size:
             raise MessageTooLarge(size, self._max_size, self._where)
-        if settled is not None:
+        if settled is None:
+            settled = self._presettled
+        else:
             self._check_settled(settled)
         if tag is not None and not 0 < len(tag) <= MAX_TAG_SIZE:
             raise ValueError(f"a delivery tag has 1 to {MAX_TAG_SIZE} bytes, not {len(tag)}")
         link, runner = self._link, self._runner
         if link.credit <= 0 or runner.unsent >= runner.high_water:
             await self._ready()
-        if tag is not None:
-            if tag in self._tags:
-                raise LocalProtocolError(f"{self._where}: the delivery tag {tag!r} is in use by an unsettled delivery")
-            self._tags.add(tag)
-        pending = PendingDelivery(self, message, tag)
-        self._unsettled += 1
-        if self._presettled if settled is None else settled:
+        # Made without __init__, whose call would cost as much again.
+        pending = _new(PendingDelivery) if tag is None else self._tagged(tag)
+        pending.message = message
+        pending._sender = self
+        pending._state = _Pending
+        pending._waiters = None
+        if settled:
             link.transfer(data, None, tag)
             runner.hand(pending)
         else:
@@ -281,6 +288,14 @@ class Sender(Link):
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
         return SendMany(self, messages, in_flight)
+
+    def _tagged(self, tag: bytes) -> _TaggedDelivery:
+        if tag in self._tags:
+            raise LocalProtocolError(f"{self._where}: the delivery tag {tag!r} is in use by an unsettled delivery")
+        self._tags.add(tag)
+        pending = _TaggedDelivery()
+        pending.tag = tag
+        return pending
 
     def _check_settled(self, settled: bool) -> None:
         if self._fields.snd_settle_mode is SenderSettleMode.SETTLED and not settled:
@@ -311,7 +326,7 @@ class Sender(Link):
 
     def _on_attached(self, remote: RemoteAttach) -> None:
         limits = (self._fields.max_message_size, remote.max_message_size)
-        self._max_size = min((limit for limit in limits if limit), default=0)
+        self._max_size = min((limit for limit in limits if limit), default=UNLIMITED)
         asked = self._fields.snd_settle_mode
         agreed = remote.snd_settle_mode if asked is SenderSettleMode.MIXED else asked
         self._presettled = agreed is SenderSettleMode.SETTLED
@@ -352,17 +367,21 @@ class Sender(Link):
         """Wait for the outcomes in flight, up to the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
-                while self._unsettled and self._stop is None:
-                    await self._changed.wait()
+                for pending in self._runner.in_flight(self._link):
+                    if not pending.done:
+                        await pending._wait()
         except TimeoutError:
             pass
 
 
-def _checked(data: bytes) -> bytes:
-    """Check what was given in place of a message."""
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"send a Message, or the bytes of an encoded one, not {type(data).__name__}: try Message(...)")
-    return check_encoded(bytes(data))
+def _encoded(message: Message | bytes) -> bytes:
+    """Check what was given in place of a message proper."""
+    if isinstance(message, Message):
+        return message.encode()
+    if not isinstance(message, (bytes, bytearray, memoryview)):
+        kind = type(message).__name__
+        raise TypeError(f"send a Message, or the bytes of an encoded one, not {kind}: try Message(...)")
+    return check_encoded(bytes(message))
 
 
 def _failed(outcome: Outcome, message: Message | bytes, where: str) -> DeliveryFailed:
@@ -413,37 +432,36 @@ class SendMany:
         Raises:
             LinkClosed: The link stopped with messages left. Likewise `SessionClosed` and `ConnectionClosed`.
         """
-        window, sender = self._window, self._sender
-        while not self._exhausted and len(window) < self._in_flight and sender._stop is None:
-            if window and window[0].done and (self._async is not None or sender._link.credit <= 0):
-                break  # an outcome is here, and going on might wait
-            if self._held is None:
-                await self._take()
-            if self._held is not None:
-                try:
-                    window.append(await sender.transfer(self._held))
-                except EndpointClosed:
+        window, sender, source = self._window, self._sender, self._sync
+        while not self._exhausted and len(window) < self._in_flight:
+            if window:
+                if sender._stop is not None:
                     break
-                self._held = None
-        if window:
-            pending = window[0]
-            if not pending.done:
-                await pending._wait()
-            window.popleft()
-            outcome = pending._outcome
-            return pending.message, pending.unknown() if isinstance(outcome, _Pending) else outcome
-        if self._held is None and not self._exhausted:
-            await self._take()
-        if self._held is None:
+                if (source is None or sender._link.credit <= 0) and window[0].done:
+                    break  # an outcome is here, and going on might wait
+            message: Any = self._held
+            if message is None:
+                try:
+                    message = next(source) if source is not None else await anext(self._async)  # type: ignore[arg-type]
+                except (StopIteration, StopAsyncIteration):
+                    self._exhausted = True
+                    break
+                self._held = message
+            try:
+                window.append(await sender.transfer(message))
+            except EndpointClosed:
+                if window:
+                    break
+                raise
+            self._held = None
+        if not window:
             raise StopAsyncIteration
-        raise sender._error()
-
-    async def _take(self) -> None:
-        """Take the next message from the source."""
-        try:
-            self._held = next(self._sync) if self._sync is not None else await anext(self._async)  # type: ignore[arg-type]
-        except (StopIteration, StopAsyncIteration):
-            self._exhausted = True
+        pending = window[0]
+        if pending._state is _Pending:
+            await pending._wait()
+        window.popleft()
+        state = pending._state
+        return pending.message, pending._unknown(state) if type(state) is StopReason else state
 
     async def aclose(self) -> None:
         """Start no new transfer; those in flight stay tracked. Iteration then gives their outcomes and ends.

@@ -25,9 +25,9 @@ REQUIRED: Final = (
     "pn_delivery_settled pn_delivery_tag pn_delivery_update pn_delivery_updated pn_event_delivery pn_event_link "
     "pn_event_session pn_event_type pn_incref pn_link_advance pn_link_credit pn_link_drain pn_link_drained "
     "pn_link_draining pn_link_flow pn_link_get_drain pn_link_is_sender pn_link_recv pn_link_send pn_link_session "
-    "pn_link_state pn_session_outgoing_bytes pn_session_state pn_transport_capacity pn_transport_close_tail "
-    "pn_transport_closed pn_transport_peek pn_transport_pending pn_transport_pop pn_transport_push "
-    "pn_transport_tick"
+    "pn_link_state pn_link_unsettled pn_session_outgoing_bytes pn_session_state pn_transport_capacity "
+    "pn_transport_close_tail pn_transport_closed pn_transport_peek pn_transport_pending pn_transport_pop "
+    "pn_transport_push pn_transport_tick"
 ).split()
 
 EMPTY_FRAME: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"  # specification 2.3.1: a frame with an empty body
@@ -236,6 +236,10 @@ class Engine:
         session = EngineSession(self, self._connection.session(), handler)
         session.begin(incoming_capacity)
         return session
+
+    def outgoing(self) -> list[OutgoingDelivery]:
+        """The deliveries without outcome, oldest first."""
+        return list(self._outgoing.values())
 
     def take_outgoing(self, link: EngineSender | None = None) -> list[OutgoingDelivery]:
         """Forget the deliveries without outcome, of one link or of all, and return them, oldest first."""

@@ -168,10 +168,10 @@ class EngineSender(_EngineLink):
 
     def __init__(self, session: EngineSession, public: proton.Link, handler: SenderHandler | None = None) -> None:
         super().__init__(session, public, handler)
-        self._tag_number = ffi.new("uint32_t[1]")
-        self._tag = ffi.new("pn_bytes_t*")
-        self._tag.size = 4
-        self._tag.start = ffi.cast("const char*", self._tag_number)
+        # A counter as tag: a struct made once, whose bytes are counted up.
+        octets = ffi.new("char[4]")
+        self._tag_number = memoryview(ffi.buffer(octets)).cast("I")
+        self._tag = ffi.new("pn_bytes_t*", (4, octets))
         self._tag_value = self._tag[0]
 
     def transfer(
@@ -207,6 +207,11 @@ class EngineSender(_EngineLink):
             lib.pn_delivery_settle(pointer)
         else:
             self.engine._outgoing[pointer] = delivery
+
+    @property
+    def unsettled(self) -> int:
+        """Transfers whose outcome has not come, and nobody has taken."""
+        return 0 if self.released else int(lib.pn_link_unsettled(self.pointer))
 
     def drained(self) -> None:
         """Answer a drain: give back the credit that is left."""
