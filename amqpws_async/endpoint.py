@@ -38,42 +38,38 @@ class EndpointState(enum.Enum):
     CLOSED = "closed"
 
 
-class Waiters:
-    """Tasks waiting for the same thing, woken in the order they came."""
+class Waiters(deque["asyncio.Future[None]"]):
+    """Tasks waiting for the same thing, woken in the order they came; false while there are none."""
 
-    __slots__ = ("_loop", "_queue")
+    __slots__ = ("_loop",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self._loop = loop
-        self._queue: deque[asyncio.Future[None]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._queue)
 
     def wake(self, count: int = 1) -> None:
         """Signal the first `count` waiters."""
-        queue = self._queue
-        while count > 0 and queue:
-            future = queue.popleft()
+        while count > 0 and self:
+            future = self.popleft()
             if not future.done():
                 future.set_result(None)
                 count -= 1
 
     def wake_all(self) -> None:
         """Signal every waiter."""
-        if self._queue:
-            self.wake(len(self._queue))
+        if self:
+            self.wake(len(self))
 
     async def wait(self) -> None:
         """Wait for a signal; cancelling passes a signal already given on to the next waiter."""
         future = self._loop.create_future()
-        self._queue.append(future)
+        self.append(future)
         try:
             await future
         except asyncio.CancelledError:
             if future.cancelled():
-                if future in self._queue:
-                    self._queue.remove(future)
+                if future in self:
+                    self.remove(future)
             else:
                 self.wake()
             raise

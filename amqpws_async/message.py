@@ -184,7 +184,12 @@ class Message(Fields):
     def body(self) -> Body:
         """The body: bytes for exactly one data section, else `Data`, `Sequence`, `Value` or None."""
         body = self._body
-        return self._read_body() if body is Unread else body
+        if body is Unread:
+            raw: Any = self._raw
+            size = len(raw) - 5
+            small = size < 256 and raw[:5] == DATA8[size]  # one small data section and nothing else
+            self._body = body = raw[5:] if small else self._read_body(raw)
+        return body  # type: ignore[no-any-return]
 
     @body.setter
     def body(self, body: Body) -> None:
@@ -210,19 +215,12 @@ class Message(Fields):
         """
         return lazy(raw if type(raw) is bytes else bytes(raw))
 
-    def _read_body(self) -> Body:
-        raw = self._raw
-        assert raw is not None
-        if raw[:4] == b"\x00\x53\x75\xa0" and len(raw) > 4 and len(raw) == 5 + raw[4]:
-            self._body = body = raw[5:]  # one small data section and nothing else
-            return body
+    def _read_body(self, raw: bytes) -> Body:
         offsets = self._offsets or self._scan(raw)
         start = offsets[DATA]
         if start and len(offsets) == 9:
-            self._body = body = read_data(raw, start)
-            return body
-        self._body = rare = read_rare_body(raw, offsets)
-        return rare
+            return read_data(raw, start)
+        return read_rare_body(raw, offsets)
 
     # --- encoding ---
 

@@ -106,12 +106,12 @@ class Delivery:
             LocalProtocolError: It was settled before, or `confirm` does not go with the settle mode.
         """
         if not confirm:
-            link = self._receiver._first_mode_link
-            pointer = self._pointer
+            receiver, pointer = self._receiver, self._pointer
+            link = receiver._first_mode_link
             if link is not None and pointer is not None:
                 self._pointer = None
                 link.accept(pointer)
-                runner = self._receiver._runner
+                runner = receiver._runner
                 if not runner.dirty:
                     runner.wake()
                 return
@@ -200,6 +200,9 @@ class Delivery:
     def __repr__(self) -> str:
         state = "settled" if self._pointer is None else "unsettled"
         return f"<Delivery from {self._receiver.address!r} {len(self.raw)} bytes {state}>"
+
+
+_new = object.__new__
 
 
 class _SettledDelivery(Delivery):
@@ -421,7 +424,11 @@ class Receiver(Link):
         if settled:
             delivery: Delivery = _SettledDelivery(self, None, raw, self._link.tag(pointer))
         else:
-            delivery = Delivery(self, pointer, raw, None)
+            delivery = _new(Delivery)  # made without __init__, whose call would cost as much again
+            delivery.raw = raw
+            delivery._receiver = self
+            delivery._pointer = pointer
+            delivery._tag = delivery._message = None
         self._queue.append(delivery)
         if self._waiting:
             self._waiting.wake()

@@ -120,6 +120,7 @@ class Engine:
         self._outgoing: dict[Any, OutgoingDelivery] = {}
         self._buffer = ffi.new("char[]", SCRATCH_SIZE)
         self._scratch = ffi.new("char[]", SCRATCH_SIZE)
+        self._view = ffi.buffer(self._scratch)  # slices of it are bytes, and cost half of ffi.unpack
         self._remote: RemoteOpen | None = None
         self._failed = False
         self._close_sent = False

@@ -249,7 +249,7 @@ class EngineReceiver(_EngineLink):
 
     role = "receiver"
 
-    __slots__ = ("_arriving", "_asked_drain", "_parts", "_settling", "_size", "max_message_size")
+    __slots__ = ("_arriving", "_asked_drain", "_parts", "_scratch", "_settling", "_size", "_view", "max_message_size")
 
     def __init__(self, session: EngineSession, public: proton.Link, handler: ReceiverHandler | None = None) -> None:
         super().__init__(session, public, handler)
@@ -259,6 +259,8 @@ class EngineReceiver(_EngineLink):
         self._arriving = False
         self._asked_drain = False
         self._settling: dict[Any, Callable[[], None] | None] = {}
+        self._scratch = self.engine._scratch
+        self._view = self.engine._view
 
     def flow(self, credit: int) -> None:
         """Grant `credit` more; ends a drain."""
@@ -333,7 +335,6 @@ class EngineReceiver(_EngineLink):
         receive: Any = lib.pn_link_recv,
         advance: Any = lib.pn_link_advance,
         settled_by_peer: Any = lib.pn_delivery_settled,
-        unpack: Any = ffi.unpack,
     ) -> None:
         if not readable(pointer):
             self._on_disposition(pointer)
@@ -342,40 +343,21 @@ class EngineReceiver(_EngineLink):
         if handler is None:
             return
         if not self._arriving:
-            self.credit -= 1
-            if self.credit < 0:
+            self.credit = credit = self.credit - 1
+            if credit < 0:
                 self._refuse(
                     "amqp:link:transfer-limit-exceeded", "the peer sent more deliveries than it had credit for"
                 )
                 return
-        link, scratch = self.pointer, self.engine._scratch
-        size = receive(link, scratch, SCRATCH_SIZE)
-        raw = unpack(scratch, size) if size > 0 else b""
+        link = self.pointer
+        size = receive(link, self._scratch, SCRATCH_SIZE)
+        raw = self._view[:size] if size > 0 else b""
         unfinished = partial(pointer)
         if unfinished or size == SCRATCH_SIZE or self._arriving:
-            parts = self._parts
-            total = self._size + len(raw)
-            if raw:
-                parts.append(raw)
-            while size == SCRATCH_SIZE:
-                size = receive(link, scratch, SCRATCH_SIZE)
-                if size > 0:
-                    parts.append(unpack(scratch, size))
-                    total += size
-            self._size = total
-            if self.max_message_size and total > self.max_message_size:
-                self._refuse(
-                    "amqp:link:message-size-exceeded",
-                    f"delivery of more than {self.max_message_size} bytes, which was announced as max-message-size",
-                )
+            whole = self._gather(raw, unfinished)
+            if whole is None:
                 return
-            if unfinished:
-                self._arriving = True
-                return
-            raw = b"".join(parts)
-            self._parts = []
-            self._size = 0
-            self._arriving = False
+            raw = whole
         elif self.max_message_size and size > self.max_message_size:
             self._refuse(
                 "amqp:link:message-size-exceeded",
@@ -393,6 +375,31 @@ class EngineReceiver(_EngineLink):
                 lib.pn_delivery_settle(pointer)
         if self._asked_drain:
             self._check_drained()
+
+    def _gather(self, raw: bytes, unfinished: bool) -> bytes | None:
+        """Add to the delivery that is arriving; return it once it is whole."""
+        parts = self._parts
+        if raw:
+            parts.append(raw)
+        self._size += len(raw)
+        size = len(raw)
+        while size == SCRATCH_SIZE:
+            size = lib.pn_link_recv(self.pointer, self._scratch, SCRATCH_SIZE)
+            if size > 0:
+                parts.append(self._view[:size])
+                self._size += size
+        if self.max_message_size and self._size > self.max_message_size:
+            self._refuse(
+                "amqp:link:message-size-exceeded",
+                f"delivery of more than {self.max_message_size} bytes, which was announced as max-message-size",
+            )
+            return None
+        self._arriving = bool(unfinished)
+        if unfinished:
+            return None
+        self._parts = []
+        self._size = 0
+        return b"".join(parts)
 
     def _on_disposition(self, pointer: Any) -> None:
         """The peer settled a delivery of ours that is complete."""
