@@ -138,9 +138,10 @@ class Message(Fields):
         given: Any = fields
         self._fields = given
         for name, value in given.items():
-            takes = TAKES.get(name)
-            if takes is None:
-                raise TypeError(f"Message() got an unexpected keyword argument {name!r}")
+            try:
+                takes = TAKES[name]
+            except KeyError:
+                raise TypeError(f"Message() got an unexpected keyword argument {name!r}") from None
             if type(value) not in takes:
                 given[name] = FIELDS[name].convert(name, value)
 
