@@ -107,7 +107,7 @@ class _Stream(ClientConnection):
         super().__init__(*args, **kwargs)
         self.text_received = False
         self.closed_here = False
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray | memoryview] = []
         self._size = 0
         self._reading_paused = False
         self._waiter: asyncio.Future[None] | None = None
@@ -115,7 +115,7 @@ class _Stream(ClientConnection):
     async def receive(self) -> bytes:
         # A waiter is only woken, it carries nothing: a cancelled receive leaves the chunks where they are.
         while not self._chunks:
-            if self.protocol.state is not State.OPEN:
+            if self.protocol.state is not _OPEN:
                 raise self.stopped()
             if self._waiter is not None:
                 raise RuntimeError("another task is already waiting in receive()")
@@ -171,13 +171,13 @@ class _Stream(ClientConnection):
     def process_event(self, event: Event) -> None:
         if self.response is None or not isinstance(event, Frame) or event.opcode in _CONTROL:
             super().process_event(event)
-        elif event.opcode is Opcode.TEXT:
+        elif event.opcode is _TEXT:
             self.text_received = True
             # RFC 6455 section 7.4.1: 1003 is for "a type of data it cannot accept".
             self.protocol.fail(CloseCode.UNSUPPORTED_DATA, "AMQP travels in binary messages")
             self.send_data()
         elif event.data and not self.text_received and not self.closed_here:
-            self._chunks.append(cast(bytes, event.data))
+            self._chunks.append(event.data)
             self._size += len(event.data)
             if self._size > _HIGH_WATER and not self._reading_paused and not self.transport.is_closing():
                 self._reading_paused = True
@@ -188,7 +188,7 @@ class _Stream(ClientConnection):
         if self.protocol.handshake_exc is not None:
             # websockets would wait for the server to close, for as long as it likes.
             self.transport.abort()
-        elif self._chunks or self.protocol.state is not State.OPEN:
+        elif self._chunks or self.protocol.state is not _OPEN:
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -202,6 +202,9 @@ class _Stream(ClientConnection):
             self._waiter.set_result(None)
 
 
+# Looked up in their classes they cost 0.1 µs each, for every frame.
+_OPEN: Final = State.OPEN
+_TEXT: Final = Opcode.TEXT
 _CONTROL: Final = frozenset({Opcode.CLOSE, Opcode.PING, Opcode.PONG})
 
 
@@ -225,7 +228,7 @@ class WebSocketTransport:
     async def send(self, data: bytes) -> None:
         """Send one binary message; see `ByteTransport.send`."""
         stream = self._stream
-        if stream.protocol.state is not State.OPEN:
+        if stream.protocol.state is not _OPEN:
             raise stream.stopped()
         try:
             await stream.send(data)
@@ -242,7 +245,7 @@ class WebSocketTransport:
         try:
             # websockets bounds the wait for the peer's close, but not the wait for room to write ours.
             async with asyncio.timeout(stream.close_timeout):
-                if stream.protocol.state is State.OPEN:
+                if stream.protocol.state is _OPEN:
                     await stream.close()
                 elif first:
                     # The peer has closed, or broken the protocol: our close frame is written, nothing else will come.
