@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -128,6 +129,15 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     elif LOOP != "asyncio":
         pytest.exit(f"AMQPWS_TEST_LOOP={LOOP} is none of asyncio, uvloop and eager", returncode=2)
     return loop
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """`amqpws --verbose` sets it for its process, and some tests call the command in ours."""
+    logger = logging.getLogger("amqpws_async")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @contextlib.contextmanager

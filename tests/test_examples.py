@@ -24,13 +24,14 @@ from amqpws_async.testing import Broker, EventMesh
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {"event_mesh", "hello", "many_tasks", "receive", "send", "settlement"}
 SERVICES = {"aiohttp_service", "fastapi_event_mesh", "fastapi_service"}
+TESTS = {"test_orders"}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="services are stopped by SIGTERM")
 
 
 def test_every_example_is_run_here() -> None:
     """An example that is added is added to these tests."""
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCRIPTS | SERVICES
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCRIPTS | SERVICES | TESTS
 
 
 @asynccontextmanager
@@ -134,6 +135,19 @@ async def test_event_mesh_goes_the_whole_way(tmp_path: Path) -> None:
         assert printed[0] == "published 3"
         assert mesh.queues == {"example/shop/1/orders": {"example/shop/1/ce/orders/created"}}
         assert mesh.broker.statistics().queues["example/shop/1/orders"].depth == 0
+
+
+# --- tests -------------------------------------------------------------------------------------------
+
+
+async def test_what_tests_a_service_passes() -> None:
+    """By the fixtures that the package brings, which pytest finds by themselves once it is installed."""
+    async with _started(
+        "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider", "test_orders.py"
+    ) as process:
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    assert b"4 passed" in output
 
 
 # --- services ----------------------------------------------------------------------------------------

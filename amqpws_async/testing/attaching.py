@@ -12,6 +12,7 @@ from ..engine import AttachFields, EngineReceiver, EngineSender
 from ..errors import ErrorCondition
 from ..message import lazy
 from ..terminus import DistributionMode, ExpiryPolicy, SenderSettleMode, Source, Target, TerminusDurability
+from .faults import RefuseLink
 from .links import IncomingLink, OutgoingLink, Unroutable
 from .nodes import Topic
 from .queues import Queue, Selector
@@ -118,6 +119,9 @@ def _forbidden(
 
 def _check(peer: Peer, role: Literal["sender", "receiver"], terminus: Source | Target) -> None:
     error = _forbidden(peer, role, terminus.address or None, dynamic=terminus.dynamic)
+    for fault in peer.options.faults.due("attach", terminus.address, role):
+        if isinstance(fault, RefuseLink):
+            error = fault.error
     if error is not None:
         refused = _Refused(error.condition, error.description or "")
         refused.error = error
@@ -186,7 +190,7 @@ def _attach_receiver(session: PeerSession, link: EngineSender) -> None:
         node, on_end = _subscription(peer, key, node, source, expression, selector, on_end)
         selector = None  # the subscription holds nothing else
     limit = remote.max_message_size
-    OutgoingLink(
+    consumer = OutgoingLink(
         session,
         link,
         node,
@@ -205,6 +209,8 @@ def _attach_receiver(session: PeerSession, link: EngineSender) -> None:
             rcv_settle_mode=remote.rcv_settle_mode,
         )
     )
+    faults = peer.options.faults
+    faults.end(faults.due("attached", consumer.address, consumer.role), peer, session, consumer)
 
 
 def _filter(filters: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any] | None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl as tls
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import MappingProxyType
@@ -19,9 +20,13 @@ from websockets.typing import Subprotocol
 
 from ..errors import ErrorCondition
 from ..masking import MaskingLogger
+from ..message import Message
 from .attaching import LinkRequest
+from .faults import Fault
+from .injection import Injector
 from .nodes import Nodes
 from .peer import Peer, ServerOptions
+from .queues import Queue
 from .statistics import BrokerStatistics
 from .websocket import Stream
 
@@ -102,6 +107,10 @@ class Broker:
         container_id: The broker's; made up by default.
         nodes: Where addresses lead. By default to nodes as above; others bring their own limits, and `max_queue_bytes`
             and `max_delivery_count` say nothing then.
+        faults: What is to go wrong, see `amqpws_async.testing.faults`.
+
+    Attributes:
+        faults: The same, while it runs: more of them, and faults that happen at once.
 
     Raises:
         ValueError: A number is out of range.
@@ -129,6 +138,7 @@ class Broker:
         max_links: int | None = None,
         container_id: str | None = None,
         nodes: Nodes | None = None,
+        faults: Iterable[Fault] = (),
     ) -> None:
         limits = (max_message_size, max_queue_bytes, max_delivery_count, max_connections, max_links)
         if any(limit is not None and limit < 1 for limit in limits):
@@ -145,7 +155,10 @@ class Broker:
         self._ping_interval = ping_interval
         self._close_timeout = close_timeout
         self._max_connections = max_connections
+        self._peers: set[Peer] = set()
+        self.faults = Injector(faults, self._peers)
         self._options = ServerOptions(
+            faults=self.faults,
             container_id=container_id or f"broker-{uuid.uuid4().hex[:12]}",
             users=MappingProxyType(dict(users)) if users is not None else None,
             anonymous=users is None if anonymous is None else anonymous,
@@ -160,7 +173,6 @@ class Broker:
         self._max_queue_bytes = max_queue_bytes
         self._max_delivery_count = max_delivery_count
         self._server: Server | None = None
-        self._peers: set[Peer] = set()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()  # those in the upgrade too
         self._connections_total = 0
 
@@ -237,6 +249,7 @@ class Broker:
         server, self._server = self._server, None
         if server is None:
             return
+        self.faults.stop()
         server.close(close_connections=False)
         for stream in list(self._streams):
             stream.abort()
@@ -262,6 +275,33 @@ class Broker:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def put(self, address: str, message: Message | bytes) -> None:
+        """Put a message where a client's sender would, for what is tested to receive.
+
+        Raises:
+            LookupError: There is no such node.
+            RuntimeError: The broker was not started yet.
+            ValueError: The message cannot be encoded, or the bytes are none.
+        """
+        nodes = self._started_nodes()
+        node = nodes.find(address)
+        if node is None:
+            raise LookupError(f"there is no node {address!r}")
+        raw = message.encode() if isinstance(message, Message) else message
+        node.put(raw, nodes.expiry(raw))
+
+    def messages(self, address: str) -> list[Message]:
+        """Look at the messages that are ready in a queue, the next one first; they stay there.
+
+        Raises:
+            LookupError: There is no such queue.
+            RuntimeError: The broker was not started yet.
+        """
+        node = self._started_nodes().find(address)
+        if not isinstance(node, Queue):
+            raise LookupError(f"there is no queue {address!r}")
+        return [Message.decode(raw) for raw in node.ready()]
+
     def statistics(self) -> BrokerStatistics:
         """Take a snapshot of connections, queues and topics."""
         nodes = self._nodes
@@ -280,6 +320,11 @@ class Broker:
         state = "listening" if self._server is not None else "closed"
         return f"<Broker {self.url} {state}, {len(self._peers)} connections>"
 
+    def _started_nodes(self) -> Nodes:
+        if self._nodes is None:
+            raise RuntimeError("start the broker first")
+        return self._nodes
+
     def _has_room(self) -> bool:
         """Whether one more connection may open."""
         return self._max_connections is None or sum(peer.opened for peer in self._peers) < self._max_connections
@@ -287,20 +332,27 @@ class Broker:
     # --- what websockets calls
 
     async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
-        if self._authorize is None:
+        refusal = await self._refusal(connection, request)
+        if refusal is None:
             return None
-        answer = self._authorize(request.headers, request.path)
-        if isinstance(answer, Awaitable):
-            answer = await answer
-        if answer is None:
-            return None
-        refusal = answer if isinstance(answer, Refusal) else Refusal(answer, HTTPStatus(answer).phrase + "\n")
         response = connection.respond(refusal.status, refusal.body)
         for name, value in refusal.headers.items():
             if name in response.headers:
                 del response.headers[name]
             response.headers[name] = value
         return response
+
+    async def _refusal(self, connection: ServerConnection, request: Request) -> Refusal | None:
+        assert isinstance(connection, Stream)
+        if (fault := await self.faults.upgrade(connection)) is not None:
+            wait = {} if fault.retry_after is None else {"Retry-After": str(math.ceil(fault.retry_after))}
+            return Refusal(fault.status, fault.body, wait | dict(fault.headers))
+        answer = self._authorize(request.headers, request.path) if self._authorize is not None else None
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer is None or isinstance(answer, Refusal):
+            return answer
+        return Refusal(answer, HTTPStatus(answer).phrase + "\n")
 
     async def _serve(self, connection: ServerConnection) -> None:
         """Keep a connection until nothing is left to say on it; websockets closes it then, with code 1000."""

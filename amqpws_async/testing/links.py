@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from ..engine import AttachFields, EngineReceiver, EngineSender, RemoteAttach
 from ..errors import DecodeError, ErrorCondition
-from ..outcomes import ACCEPTED, Outcome, Rejected
+from ..outcomes import ACCEPTED, Modified, Outcome, Rejected
 from ..terminus import ReceiverSettleMode
+from .faults import DeclineMessage, DelayOutcome, DeliverAgain, LoseOutcome, StarveCredit
 from .nodes import Topic
 from .queues import Consumer, Entry, Queue, Selector
 
@@ -37,6 +38,7 @@ class OutgoingLink(Consumer):
         max_message_size: The largest message it takes, in bytes, or None for no limit.
     """
 
+    role: ClassVar[Literal["receiver"]] = "receiver"  # the client's
     link: EngineSender
 
     def __init__(
@@ -63,20 +65,44 @@ class OutgoingLink(Consumer):
         self.link = link
         self.queue = queue
         self._on_end = on_end
+        self._faults = session.peer.options.faults
         self._drain = False
         self._ended = False
         link.handler = self
         session.links.add(self)
         queue.join(self)
 
+    @property
+    def address(self) -> str:
+        """The node's."""
+        return self.queue.address
+
     def deliver(self, entry: Entry) -> None:
         """Send one message."""
+        if self._faults.deliveries:
+            self._misdeliver(entry)
+            return
         peer, link, raw = self.peer, self.link, entry.raw
         link.transfer(raw, None if self.settled else entry if not self.browsing else _Browsed(link))
         self.credit = link.credit
         if peer.sent(len(raw)):
             self.credit = 0
             peer.choked[self] = None
+
+    def _misdeliver(self, entry: Entry) -> None:
+        """Send one message as the faults that wait for it say."""
+        due = self._faults.due("delivery", self.address, self.role)
+        delivery: Entry | _Browsed | _Forgotten | None = _Browsed(self.link) if self.browsing else entry
+        if delivery is entry and any(isinstance(fault, DeliverAgain) for fault in due):
+            delivery = _Forgotten(entry)
+        self.link.transfer(entry.raw, None if self.settled else delivery)
+        self.credit = self.link.credit
+        if self.peer.sent(len(entry.raw)):
+            self.credit = 0
+            self.peer.choked[self] = None
+        if due:
+            # Not now: the queue is in the middle of handing out what it has.
+            self.peer.loop.call_soon(self._faults.end, due, self.peer, self.session, self)
 
     def resume(self) -> None:
         """Go on after the connection could not take more."""
@@ -100,7 +126,8 @@ class OutgoingLink(Consumer):
         self.session.links.discard(self)
         self.peer.choked.pop(self, None)
         taken = self.peer.engine.take_outgoing(self.link)
-        self.queue.leave(self, [entry for entry in taken if isinstance(entry, Entry)])
+        entries = (item.entry if isinstance(item, _Forgotten) else item for item in taken)
+        self.queue.leave(self, [entry for entry in entries if isinstance(entry, Entry)])
         self._on_end(closed)
 
     def _feed(self, credit: int) -> None:
@@ -141,6 +168,25 @@ class _Browsed:
     def _fail(self, stop: object) -> None: ...
 
 
+class _Forgotten:
+    """A delivery whose acceptance is forgotten, so that its message is delivered again."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+    @property
+    def link(self) -> Any:
+        """The engine's link that it went out on."""
+        return self.entry.link
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self.entry.queue.settle(self.entry, Modified(delivery_failed=True) if outcome is ACCEPTED else outcome)
+
+    def _fail(self, stop: object) -> None: ...
+
+
 class IncomingLink:
     """Takes the messages of a client's sender, and keeps it supplied with credit.
 
@@ -151,11 +197,14 @@ class IncomingLink:
         on_end: Called once it has ended, with whether it was closed for good.
     """
 
+    role: ClassVar[Literal["sender"]] = "sender"  # the client's
+
     def __init__(
         self, session: PeerSession, link: EngineReceiver, node: Queue | Topic | None, on_end: Callable[[bool], None]
     ) -> None:
         self.session = session
         self.peer = session.peer
+        self._faults = session.peer.options.faults
         self.link = link
         self.node = node
         self._on_end = on_end
@@ -178,7 +227,18 @@ class IncomingLink:
         """Answer the client's attach, and grant the first credit."""
         self.link.max_message_size = fields.max_message_size
         self.link.attach(fields)
-        self._grant()
+        due = self._faults.due("attached", self.address, self.role)
+        starvation = next((fault for fault in due if isinstance(fault, StarveCredit)), None)
+        if starvation is None:
+            self._grant()
+        elif starvation.seconds is not None:
+            self.peer.loop.call_later(starvation.seconds, self._sate)
+        self._faults.end(due, self.peer, self.session, self)
+
+    @property
+    def address(self) -> str | None:
+        """The node's, or None if each message names its own."""
+        return self.node.address if self.node is not None else None
 
     def unblock(self) -> None:
         """Go on, as the queue that was full has room again."""
@@ -186,9 +246,9 @@ class IncomingLink:
         self._grant()
         self.peer.wake()
 
-    def evict(self, error: ErrorCondition) -> None:
+    def evict(self, error: ErrorCondition, *, closed: bool = True) -> None:
         """Detach with an error, because the node is gone."""
-        self.end(closed=True)
+        self.end(closed=closed)
         self.link.detach(error)
         self.peer.wake()
 
@@ -249,6 +309,9 @@ class IncomingLink:
             info = {} if settled else {"delivery-tag": self.link.tag(pointer)}
             self._reject(pointer, settled, ErrorCondition(exc.error.condition, exc.error.description, info))
             return
+        if self._faults.arrivals:
+            self._mistake(node, pointer, raw, expires, settled)
+            return
         node.put(raw, expires)
         self._arrived += 1
         self._received += len(raw)
@@ -260,6 +323,37 @@ class IncomingLink:
             self.link.accept(pointer)
         if self.link.credit <= self._low or node.room <= 0:
             self._grant()
+
+    def _mistake(self, node: Queue | Topic, pointer: Any, raw: bytes, expires: float | None, settled: bool) -> None:
+        """Take a message as the faults that wait for it say."""
+        due = self._faults.due("arrival", node.address, self.role)
+        outcome = next((fault.outcome for fault in due if isinstance(fault, DeclineMessage)), ACCEPTED)
+        if outcome is ACCEPTED:
+            node.put(raw, expires)
+        self._arrived += 1
+        self._received += len(raw)
+        lost = any(isinstance(fault, LoseOutcome) for fault in due)
+        seconds = next((fault.seconds for fault in due if isinstance(fault, DelayOutcome)), None)
+        if settled or lost:
+            pass
+        elif seconds is not None:
+            self.peer.loop.call_later(seconds, self._settle_late, pointer, outcome)
+        else:
+            self.link.settle(pointer, outcome, _nothing if self._second else None)
+        if self.link.credit <= self._low or node.room <= 0:
+            self._grant()
+        self._faults.end(due, self.peer, self.session, self)
+
+    def _settle_late(self, pointer: Any, outcome: Outcome) -> None:
+        if not self._ended:
+            self.link.settle(pointer, outcome, _nothing if self._second else None)
+            self.peer.wake()
+
+    def _sate(self) -> None:
+        """Grant the credit that was due at the attach."""
+        if not self._ended:
+            self._grant()
+            self.peer.wake()
 
     def _reject(self, pointer: Any, settled: bool, error: ErrorCondition) -> None:
         if not settled:

@@ -19,6 +19,7 @@ from .attaching import LinkRequest, attach, route
 from .sasl import SaslServer
 
 if TYPE_CHECKING:
+    from .injection import Injector
     from .links import IncomingLink, OutgoingLink
     from .nodes import Nodes, Topic
     from .queues import Queue
@@ -45,6 +46,7 @@ CLOCK_STEP: Final = 0.001  # seconds: proton counts in whole milliseconds, so a 
 class ServerOptions:
     """What a broker says and allows on its connections; see `Broker`."""
 
+    faults: Injector
     container_id: str
     users: Mapping[str, str] | None
     anonymous: bool
@@ -92,6 +94,7 @@ class Peer:
         self._ending = False
         self._admitted = False
         self._lost = False
+        self._silent = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -168,7 +171,7 @@ class Peer:
 
     def _flush(self) -> None:
         self._awake = False
-        if self._lost:
+        if self._lost or self._silent:
             return
         self._tick()
         stream, take = self._stream, self.engine.data_to_send
@@ -208,7 +211,9 @@ class Peer:
 
     def close(self, error: ErrorCondition) -> None:
         """Send a close; the connection ends when the client has answered."""
-        if self.opened:
+        if self._silent:
+            self.abort()
+        elif self.opened:
             self._leave()
             self.engine.close(error)
         else:
@@ -218,6 +223,13 @@ class Peer:
     def abort(self) -> None:
         """Drop the TCP connection."""
         self._stream.abort()
+
+    def silence(self) -> None:
+        """Say nothing any more, and heed nothing but the end of the TCP connection."""
+        self._silent = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._stream.mute()
 
     def finish(self) -> None:
         """Let everybody go, and the WebSocket be closed when everything is written."""
@@ -242,6 +254,7 @@ class Peer:
         if self.options.has_room():
             self._admitted = True
             self._deadline.cancel()
+            self.options.faults.end(self.options.faults.due("open"), self)
         else:
             self.engine.close(_TOO_MANY)
 
@@ -254,7 +267,9 @@ class Peer:
 
     def _on_session(self, session: EngineSession) -> None:
         if self._admitted:
-            self.sessions.add(PeerSession(self, session))
+            made = PeerSession(self, session)
+            self.sessions.add(made)
+            self.options.faults.end(self.options.faults.due("begin"), self, made)
 
 
 class PeerSession:
@@ -272,6 +287,7 @@ class PeerSession:
     def __init__(self, peer: Peer, session: EngineSession) -> None:
         self.peer = peer
         self.links: set[IncomingLink | OutgoingLink] = set()
+        self._session = session
         session.handler = self
         session.begin()
 
@@ -286,6 +302,12 @@ class PeerSession:
         for link in list(self.links):
             link.end(closed=False)
         self.peer.sessions.discard(self)
+
+    def fail(self, error: ErrorCondition) -> None:
+        """End with an error."""
+        self.end()
+        self._session.end(error)
+        self.peer.wake()
 
     def _on_begun(self) -> None:
         """Not called: the client began first."""

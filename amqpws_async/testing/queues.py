@@ -188,6 +188,10 @@ class Queue:
             if self._browsers:
                 self._show(entry)
 
+    def ready(self) -> list[bytes]:
+        """The encoded messages that wait for a consumer, the next one first."""
+        return [entry.raw for entry in self._ready]
+
     def _offer(self, entry: Entry) -> bool:
         """Give an entry to the next consumer that wants it."""
         waiting = self._waiting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from websockets.asyncio.server import ServerConnection
@@ -12,6 +13,8 @@ from websockets.protocol import Event, State
 from .peer import Peer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .nodes import Nodes
     from .peer import ServerOptions
 
@@ -37,6 +40,9 @@ class Stream(ServerConnection):
         self.peer = Peer(options, nodes, self)
         self._started = False
         self._text_received = False
+        self._mute = False
+        self._sizes: Iterator[int] | None = None
+        self._fragmented = False
 
     def start(self) -> None:
         """Begin AMQP; the upgrade is done."""
@@ -52,8 +58,34 @@ class Stream(ServerConnection):
     def write(self, data: bytes) -> None:
         """Send one binary message."""
         if data and self.protocol.state is State.OPEN:
-            self.protocol.send_binary(data)
+            if self._sizes is None:
+                self.protocol.send_binary(data)
+            else:
+                self._write_cut(data, self._sizes)
             self.send_data()
+
+    def _write_cut(self, data: bytes, sizes: Iterator[int]) -> None:
+        first = True
+        while data:
+            size = next(sizes)
+            piece, data = data[:size], data[size:]
+            if first or not self._fragmented:
+                self.protocol.send_binary(piece, fin=not (self._fragmented and data))
+            else:
+                self.protocol.send_continuation(piece, fin=not data)
+            first = False
+
+    def cut(self, sizes: tuple[int, int], *, fragmented: bool, seed: int) -> None:
+        """Cut what is sent from now on into messages, or fragments, of random sizes."""
+        draw = random.Random(seed)
+        self._sizes = iter(lambda: draw.randint(*sizes), None)
+        self._fragmented = fragmented
+
+    def mute(self) -> None:
+        """Send nothing any more, and heed nothing that comes but the end of the TCP connection."""
+        self._mute = True
+        if self.keepalive_task is not None:
+            self.keepalive_task.cancel()
 
     def abort(self) -> None:
         """Drop the TCP connection, if there is one yet."""
@@ -82,8 +114,17 @@ class Stream(ServerConnection):
             self.start()
             self.peer.receive(cast(bytes, event.data))
 
+    def send_data(self) -> None:
+        """Write what websockets has ready."""
+        if self._mute:
+            self.protocol.data_to_send()
+        else:
+            super().send_data()
+
     def data_received(self, data: bytes) -> None:
         """Take bytes off the socket."""
+        if self._mute:
+            return
         super().data_received(data)
         # The client has closed the WebSocket, or broken its rules. What came before in `data` has been worked off.
         if self._started and self.protocol.state is not State.OPEN:
