@@ -51,7 +51,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy, strict, on the package, tests, examples and this file."""
+    """Mypy, strict, on the package, benchmarks, tests, examples and this file."""
     session.install("-e", ".[test]", MYPY, "nox")
     session.run("mypy")
 
@@ -84,3 +84,10 @@ def soak(session: nox.Session) -> None:
     """A million messages and a thousand opens in one process, memory watched; `-- --tenth` is the short form."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """This library and other clients on the same work; `-- --quick` shows that all runs, `-- --help` the rest."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "benchmarks", *session.posargs)

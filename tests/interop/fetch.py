@@ -51,7 +51,7 @@ def node_modules() -> Path:
         npm = tool("npm", "npm, to fetch oidc-provider, rhea and ws")
         _run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(place), *NODE_MODULES])
 
-    _once(folder, ", ".join(NODE_MODULES), fill)
+    once(folder, ", ".join(NODE_MODULES), fill)
     return folder / "node_modules"
 
 
@@ -85,13 +85,13 @@ def _maven(artifact: str, version: str) -> Path:
         _run([tool("tar", "tar"), "--extract", "--strip-components=1", f"--file={archive}", f"--directory={place}"])
         archive.unlink()
 
-    _once(folder, f"{name} {version}", fill)
+    once(folder, f"{name} {version}", fill)
     # Artemis unpacks to its home directly, Broker-J into a folder named by its version.
     inner = folder / version
     return inner if inner.is_dir() else folder
 
 
-def _once(folder: Path, title: str, fill: Callable[[Path], None]) -> None:
+def once(folder: Path, title: str, fill: Callable[[Path], None]) -> None:
     if folder.is_dir():
         return
     CACHE.mkdir(parents=True, exist_ok=True)

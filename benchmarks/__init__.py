@@ -1,0 +1,1 @@
+"""Benchmarks: against other clients on real brokers (``python -m benchmarks``), and without sockets (``.offline``)."""
