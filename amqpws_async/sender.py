@@ -12,6 +12,7 @@ tracked until its outcome comes or the link stops, whether or not somebody still
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from .endpoint import EndpointState, Waiters
 from .engine import AttachFields, EngineSender, RemoteAttach
 from .errors import (
+    DecodeError,
     DeliveryFailed,
     DeliveryUnknown,
     EndpointClosed,
@@ -82,7 +84,7 @@ class PendingDelivery:
         return outcome
 
     def _unknown(self, stop: StopReason) -> DeliveryUnknown:
-        return DeliveryUnknown(self.message, stop, self._sender._where)
+        return DeliveryUnknown(self.message, stop, self._sender._destination(self.message))
 
     async def _wait(self) -> None:
         # One future for each who waits: cancelling a task cancels the future it waits on.
@@ -217,7 +219,7 @@ class Sender(Link):
             return outcome
         if type(outcome) is StopReason:
             raise pending._unknown(outcome)
-        raise _failed(outcome, message, self._where)
+        raise _failed(outcome, message, self._destination(message))
 
     async def transfer(
         self, message: Message | bytes, *, settled: bool | None = None, tag: bytes | None = None
@@ -243,7 +245,7 @@ class Sender(Link):
         data = message.encode() if type(message) is Message else _encoded(message)
         size = len(data)
         if size > self._max_size:
-            raise MessageTooLarge(size, self._max_size, self._where)
+            raise MessageTooLarge(size, self._max_size, self._destination(message))
         if settled is None:
             settled = self._presettled
         else:
@@ -288,6 +290,14 @@ class Sender(Link):
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
         return SendMany(self, messages, in_flight)
+
+    def _destination(self, message: Message | bytes) -> str:
+        """How errors name where a message was to go: on the anonymous terminus the message says."""
+        if not self._address and isinstance(message, Message):
+            with contextlib.suppress(DecodeError):
+                if message.to:
+                    return f"sender to {message.to!r}"
+        return self._where
 
     def _tagged(self, tag: bytes) -> _TaggedDelivery:
         if tag in self._tags:

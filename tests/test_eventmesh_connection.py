@@ -240,6 +240,17 @@ async def test_a_message_may_have_a_mebibyte() -> None:
             await sender.send(amqp.Message(bytes(1000)))
 
 
+async def test_errors_name_the_address_and_not_the_shared_link() -> None:
+    """With fifty topics on one link, who reads the log wants to know which."""
+    async with running() as mesh, eventmesh.connect(mesh.key) as connected:
+        mesh.refused = f"queue:{NAME}"
+        async with connected.sender(QUEUE) as sender:
+            with pytest.raises(amqp.MessageRejected, match=f"sender to 'queue:{NAME}': the message was rejected"):
+                await sender.send(amqp.Message(b"one"))
+            with pytest.raises(amqp.MessageTooLarge, match=f"sender to 'queue:{NAME}'"):
+                await sender.send(amqp.Message(bytes(MAX_MESSAGE_SIZE)))
+
+
 async def test_a_receiver_has_saps_window() -> None:
     """255 messages, unless another is asked for."""
     async with running() as mesh, eventmesh.connect(mesh.key) as connected:

@@ -26,7 +26,7 @@ from .test_layering import INNER, all_imports, room
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-TESTS = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+TESTS = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest -n auto"
 DEMO = "python3 -m venv .venv && .venv/bin/pip install '.[testing]' && .venv/bin/amqpws demo --event-mesh"
 
 
