@@ -81,6 +81,7 @@ __all__ = [
     "Value",
     "check_encoded",
     "lazy",
+    "sole_data",
 ]
 
 
@@ -187,9 +188,8 @@ class Message(Fields):
         body = self._body
         if body is Unread:
             raw: Any = self._raw
-            size = len(raw) - 5
-            small = size < 256 and raw[:5] == DATA8[size]  # one small data section and nothing else
-            self._body = body = raw[5:] if small else self._read_body(raw)
+            small = sole_data(raw)
+            self._body = body = self._read_body(raw) if small is None else small
         return body  # type: ignore[no-any-return]
 
     @body.setter
@@ -311,6 +311,12 @@ class Message(Fields):
 
 
 _new = object.__new__
+
+
+def sole_data(raw: bytes) -> bytes | None:
+    """The body of a message that is one small data section and nothing else; None for every other message."""
+    size = len(raw) - 5
+    return raw[5:] if size < 256 and raw[:5] == DATA8[size] else None
 
 
 def lazy(raw: bytes) -> Message:

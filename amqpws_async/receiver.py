@@ -21,7 +21,7 @@ from .endpoint import EndpointState, Waiters
 from .engine import AttachFields, EngineReceiver, RemoteAttach
 from .errors import ErrorCondition, LocalProtocolError, SettlementLost, StopReason
 from .link import Link
-from .message import ACCEPTED, RELEASED, Message, Modified, Outcome, Received, Rejected, lazy
+from .message import ACCEPTED, RELEASED, Message, Modified, Outcome, Received, Rejected, lazy, sole_data
 from .processing import Processor
 from .terminus import ReceiverSettleMode, as_target
 
@@ -66,6 +66,10 @@ class Delivery:
     @property
     def body(self) -> Body:
         """The message's body: bytes for one data section, else `Data`, `Sequence`, `Value`, or None."""
+        if self._message is None:
+            body = sole_data(self.raw)
+            if body is not None:
+                return body  # for this alone no message is needed
         return self.message.body
 
     @property

@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,8 @@ import pytest
 
 import amqpws_async as amqp
 from amqpws_async.testing import Broker, EventMesh
+from benchmarks.measuring import Run
+from benchmarks.results import rows
 
 from .test_layering import INNER, all_imports, room
 
@@ -250,6 +253,29 @@ def test_the_states_are_those_of_the_code() -> None:
     table = _tables(_section("Life of an endpoint"))[0]
     named = {span for row in table[1:] for span in _spans(" ".join(row))}
     assert named == {state.name for state in amqp.EndpointState}
+
+
+def test_the_table_of_speeds_is_what_was_measured() -> None:
+    """Each figure is the median that the benchmarks kept, and so are those in the text below."""
+    runs = [Run(**run) for run in json.loads((ROOT / "benchmarks" / "results.json").read_text())["runs"]]
+    section = _section("Speed")
+    table = _tables(section)[0]
+    works = ("send-100b", "receive-100b", "send-1k", "receive-1k")
+    for line, work in zip(table[1:], works, strict=True):
+        medians = {row.contender.split()[0]: row.median for row in reversed(rows(work, runs))}
+        peers = ("ours", "floor", "go-amqp", "rhea", "jms", "pyamqp", "reactor")
+        assert line[1:] == [f"{medians[peer]:.{1 if medians[peer] < 20 else 0}f}" for peer in peers]
+    latency = {row.contender: row.median for row in rows("latency", runs)}
+    connecting = {row.contender: row.median for row in rows("connect", runs)}
+    behind = section.partition("Where it is behind")[2].partition("\n\n")[0]
+    said = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", behind)]
+    assert said == [
+        round(latency["ours asyncio"]),
+        round(latency["go-amqp"]),
+        round(latency["websockets asyncio"]),
+        round(connecting["ours"] / 1000, 1),
+        round(connecting["go-amqp"] / 1000, 1),
+    ]
 
 
 # --- names -------------------------------------------------------------------------------------------------
