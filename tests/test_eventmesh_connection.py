@@ -396,8 +396,9 @@ async def test_a_shared_link_or_session_that_ended_is_replaced() -> None:
             await sender.send(amqp.Message(b"one"))
         sender = await connected.sender(QUEUE)
         await sender.send(amqp.Message(b"one"))
-        assert connected._session is not None
-        await connected._session.close()
+        session = connected.connection._default
+        assert session is not None
+        await session.close()
         with pytest.raises((amqp.SessionClosed, amqp.LinkClosed)):
             await sender.send(amqp.Message(b"two"))
         async with connected.sender(QUEUE) as again, connected.receiver(QUEUE) as receiver:

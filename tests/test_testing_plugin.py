@@ -185,14 +185,11 @@ def test_with_loops_of_their_own(tmp_path: Path) -> None:
 
 def test_with_anyio(tmp_path: Path) -> None:
     """Tests that anyio's plugin runs; a connection left open hinders nobody, and the warning is for its owner."""
-    pytest.importorskip("anyio")
     assert passed(run(tmp_path, ANYIO + ASYNC, "-W", "ignore::ResourceWarning", "-p", "no:asyncio")) == 5
 
 
 def test_with_pytest_asyncio(tmp_path: Path) -> None:
     """Tests that pytest-asyncio runs, in its automatic mode."""
-    if importlib.util.find_spec("pytest_asyncio") is None:
-        pytest.skip("pytest-asyncio is not installed")
     scope = "asyncio_default_fixture_loop_scope=function"
     options = ("--asyncio-mode=auto", "-o", scope, "-W", "ignore::ResourceWarning")
     assert passed(run(tmp_path, ASYNC, *options)) == 5

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl as tls
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..outcomes import Accepted
     from ..receiver import Receiver
     from ..sender import PendingDelivery, Sender, SendMany
-    from ..session import Session
 
 __all__ = ["EventMeshArguments", "EventMeshConnection", "EventMeshSender", "QoS", "connect"]
 
@@ -201,9 +200,7 @@ class EventMeshConnection:
         self.tokens = tokens
         self.namespace = namespace
         self._refresher = refresher
-        self._session: Session | None = None
         self._relays: dict[QoS, Sender] = {}  # the anonymous links
-        self._beginning = asyncio.Lock()
         self._attaching = asyncio.Lock()
 
     def sender(self, address: str, *, qos: QoS = 1) -> Opening[EventMeshSender]:
@@ -271,7 +268,7 @@ class EventMeshConnection:
         )
 
         async def open() -> Receiver:
-            session = await self._usable_session()
+            session = await self.connection._default_session()
             self._check_room("receiver")
             return await session.receiver(checked, **vars(options))
 
@@ -319,10 +316,11 @@ class EventMeshConnection:
 
     async def _relay(self, qos: QoS) -> Sender:
         """The anonymous link of that quality of service, attached on first use."""
-        async with self._within("the attach"), self._attaching:
+        # Around the lock: who waits behind somebody else's attempt has no more time than that one.
+        async with _within(self.connection.options.open_timeout, "the attach"), self._attaching:
             relay = self._relays.get(qos)
             if relay is None or relay.state is not EndpointState.OPEN:
-                session = await self._usable_session()
+                session = await self.connection._default_session()
                 self._check_room("sender")
                 snd_settle_mode, rcv_settle_mode = _SETTLE_MODES[qos]
                 relay = self._relays[qos] = await session.sender(
@@ -332,16 +330,6 @@ class EventMeshConnection:
                     max_message_size=MAX_MESSAGE_SIZE,
                 )
             return relay
-
-    async def _usable_session(self) -> Session:
-        async with self._within("the begin"), self._beginning:
-            if self._session is None or self._session.state is not EndpointState.OPEN:
-                self._session = await self.connection.session()
-            return self._session
-
-    def _within(self, what: str) -> AbstractAsyncContextManager[None]:
-        # Around the lock: who waits behind somebody else's attempt has no more time than that one.
-        return _within(self.connection.options.open_timeout, what)
 
     def _check_room(self, role: Literal["sender", "receiver"]) -> None:
         if sum(link.role == role for link in self.connection.health().links) >= MAX_LINKS:
