@@ -32,6 +32,7 @@ The modules, in layer order:
 * `endpoint`, `link`: what connection, session and link share. `signals`, `processing`: the handler runner behind
   `Receiver.process`. `sender`, `receiver`, `session`.
 * `runner`: the one task of a connection. `connection`: `connect` and health.
+* `client`: `Client`, which keeps a connection, and the senders and receivers that outlive it.
 * `eventmesh`: SAP Event Mesh, from a service key or binding. `testing`: an embedded broker for your tests. `cli`: the
   ``amqpws`` command. None of the three is imported by this package.
 """
@@ -40,6 +41,25 @@ from __future__ import annotations
 
 # auth
 from .auth import Anonymous, CallableProvider, External, Plain, SaslMechanism, StaticToken, Token, TokenProvider
+
+# client
+from .client import (
+    RETRIES,
+    Backoff,
+    Client,
+    ClientHealth,
+    ClientOptions,
+    ClientReceiver,
+    ClientReceiverOptions,
+    ClientSender,
+    ClientSenderOptions,
+    ClientSession,
+    ClientState,
+    ResentDelivery,
+    Retry,
+    StateChange,
+    StateChanges,
+)
 
 # codec: explicit spellings of the AMQP types that Python lacks
 from .codec import (
@@ -139,6 +159,7 @@ from .terminus import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "RETRIES",
     "UNDESCRIBED",
     "AMQPError",
     "Accepted",
@@ -146,7 +167,17 @@ __all__ = [
     "Array",
     "AttachError",
     "AuthenticationError",
+    "Backoff",
     "CallableProvider",
+    "Client",
+    "ClientHealth",
+    "ClientOptions",
+    "ClientReceiver",
+    "ClientReceiverOptions",
+    "ClientSender",
+    "ClientSenderOptions",
+    "ClientSession",
+    "ClientState",
     "Connection",
     "ConnectionClosed",
     "ConnectionOptions",
@@ -193,6 +224,8 @@ __all__ = [
     "RemoteAttach",
     "RemoteOpen",
     "RemoteProtocolError",
+    "ResentDelivery",
+    "Retry",
     "SaslMechanism",
     "SendMany",
     "Sender",
@@ -204,6 +237,8 @@ __all__ = [
     "SessionOptions",
     "SettlementLost",
     "Source",
+    "StateChange",
+    "StateChanges",
     "StaticToken",
     "StopReason",
     "Target",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
-from .auth.tokens import as_provider
+from .auth.tokens import Token, TokenProvider, as_provider
 from .endpoint import Endpoint, EndpointState, Opening
 from .errors import AuthenticationError, HandshakeError, StopReason
 from .link import LinkHealth
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .sender import Sender
     from .terminus import Source, Target
 
-__all__ = ["Connection", "Health", "LinkHealth", "connect"]
+__all__ = ["Connection", "Health", "LinkHealth", "another_token", "connect", "open_connection"]
 
 _trace_logger = logging.getLogger("amqpws_async.trace")
 
@@ -83,33 +83,38 @@ def connect(url: str, **options: Unpack[ConnectionArguments]) -> Opening[Connect
         ValueError: An option is out of range or unsafe. Raised by the call itself, before anything is awaited.
     """
     made = ConnectionOptions(url=url, **options)
-    return Opening(lambda: _open(made))
+    return Opening(lambda: open_connection(made))
 
 
-async def _open(options: ConnectionOptions) -> Connection:
+async def open_connection(options: ConnectionOptions, *, stale: Token | None = None) -> Connection:
+    """Open a connection with these options; all that `connect` does once it has them.
+
+    Args:
+        options: Where to, and how.
+        stale: A token that is of no use any more: another one is asked for.
+    """
     phase = "the access token"
     try:
         async with asyncio.timeout(options.open_timeout):
             provider = None if options.token is None else as_provider(options.token)
-            token = None if provider is None else (await provider.token()).value
+            token = None if provider is None else await _token(provider, stale)
             phase = "the WebSocket upgrade"
             try:
-                transport = await open_websocket(options, token)
+                transport = await open_websocket(options, None if token is None else token.value)
             except HandshakeError as refusal:
                 # Tokens are revoked, and keys change, before their time: one new token, one more attempt.
-                if provider is None or refusal.status != 401:
+                if provider is None or token is None or refusal.status != 401:
                     raise
                 phase = "another access token, as the first was refused,"
-                renewed = (await provider.token()).value  # renewed already, on behalf of another connection?
-                if renewed == token:
-                    renewed = (await provider.token(refresh=True)).value
-                if renewed == token:
+                renewed = await another_token(provider, token)
+                if renewed.value == token.value:
                     raise
                 phase = "the WebSocket upgrade with another token"
-                transport = await open_websocket(options, renewed)
+                token = renewed
+                transport = await open_websocket(options, token.value)
             phase = "the AMQP open"
             try:
-                connection = Connection(Runner(options, transport, _trace(options)))
+                connection = Connection(Runner(options, transport, _trace(options)), token)
             except BaseException:
                 await transport.close()
                 raise
@@ -119,6 +124,20 @@ async def _open(options: ConnectionOptions) -> Connection:
         raise TimeoutError(
             f"{options.origin}: {phase} was not done within {options.open_timeout} s (open_timeout)"
         ) from exc
+
+
+async def _token(provider: TokenProvider, stale: Token | None) -> Token:
+    return await provider.token() if stale is None else await another_token(provider, stale)
+
+
+async def another_token(provider: TokenProvider, stale: Token) -> Token:
+    """Get a token other than `stale`, or `stale` itself where the provider has no other.
+
+    Raises:
+        TokenError: None can be had.
+    """
+    token = await provider.token()  # renewed already, on behalf of another connection?
+    return token if token.value != stale.value else await provider.token(refresh=True)
 
 
 def _trace(options: ConnectionOptions) -> Callable[[str], None] | None:
@@ -138,9 +157,10 @@ class Connection(Endpoint):
 
     _kind = "connection"
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, token: Token | None = None) -> None:
         super().__init__(runner.loop, runner.options.close_timeout)
         self._runner = runner
+        self._token = token
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._default: Session | None = None
         self._default_begun: asyncio.Lock = asyncio.Lock()
@@ -165,6 +185,11 @@ class Connection(Endpoint):
         remote = self._runner.engine.remote
         assert remote is not None  # an open connection has it
         return remote
+
+    @property
+    def token(self) -> Token | None:
+        """The access token that the connection was opened with, or None: see its `Token.expiry`."""
+        return self._token
 
     @property
     def _where(self) -> str:

@@ -133,7 +133,11 @@ class Endpoint:
         if self._state is not EndpointState.OPEN:
             raise self._error()
 
-    async def _wait_closed(self) -> None:
+    async def wait_closed(self) -> None:
+        """Wait until this endpoint has stopped, however that comes; `stop` then says why.
+
+        Cancelling stops the waiting alone.
+        """
         while self._stop is None:
             await self._changed.wait()
 

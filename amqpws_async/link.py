@@ -73,6 +73,7 @@ class Link(Endpoint):
         self._address = address
         self._remote: RemoteAttach | None = None
         self._closing = True  # whether to detach with closed=true
+        self._detaching = False  # whether somebody sees the detach through
 
     # --- what is known ------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class Link(Endpoint):
         """The peer's attach had a null terminus: wait for the detach that says why, or take the link as it is."""
         try:
             async with asyncio.timeout(REFUSAL_GRACE):
-                await self._wait_closed()
+                await self.wait_closed()
         except TimeoutError:
             self._set_open()
 
@@ -241,23 +242,28 @@ class Link(Endpoint):
         """Finish what is in hand, up to the deadline."""
         raise NotImplementedError
 
+    def _hold(self) -> None:
+        """Take and give no more; the link stays attached for what is in hand."""
+        self._set_state(EndpointState.CLOSING)
+        self._quiesce()
+        self._runner.wake()
+
     async def _detach(self, *, closed: bool) -> None:
         if self._stop is not None:
             return
-        if self._state is EndpointState.CLOSING:
-            await self._wait_closed()
+        if self._detaching:
+            await self.wait_closed()
             return
         deadline = self._loop.time() + self._close_timeout
+        self._detaching = True
         self._closing = closed
-        self._set_state(EndpointState.CLOSING)
         try:
-            self._quiesce()
-            self._runner.wake()
+            self._hold()
             await self._finish(deadline)
             self._link.detach(closed=closed)
             self._runner.wake()
             async with asyncio.timeout_at(deadline):
-                await self._wait_closed()
+                await self.wait_closed()
         except TimeoutError:
             self._fail(StopReason("link", "local"))
             raise TimeoutError(

@@ -26,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
 from .endpoint import Waiters
 from .errors import (
@@ -42,7 +42,7 @@ from .outcomes import ACCEPTED, RELEASED, Accepted, Modified, Outcome, Rejected,
 from .signals import stopped_by
 
 if TYPE_CHECKING:
-    from .receiver import Delivery, Receiver
+    from .receiver import Delivery
 
 __all__ = ["ProcessArguments", "ProcessOptions", "ProcessStatistics", "Processor"]
 
@@ -164,6 +164,27 @@ class ProcessStatistics:
     busy_time: float = 0.0
 
 
+class Supply(Protocol):
+    """What a `Processor` takes deliveries from: a `Receiver`, or a client's."""
+
+    _automatic: bool
+    _loop: asyncio.AbstractEventLoop
+
+    @property
+    def stop(self) -> StopReason | None: ...
+    @property
+    def queued(self) -> int: ...
+    @property
+    def credit(self) -> int: ...
+    @property
+    def _where(self) -> str: ...
+    def _error(self) -> EndpointClosed: ...
+    async def __anext__(self) -> Delivery: ...
+    async def add_credit(self, credit: int) -> None: ...
+    async def drain(self) -> None: ...
+    async def wait_closed(self) -> None: ...
+
+
 class Processor:
     """Calls a handler for each delivery of a receiver; `Receiver.process` is this in one call.
 
@@ -184,7 +205,7 @@ class Processor:
         ValueError: An option is out of range.
     """
 
-    def __init__(self, receiver: Receiver, handler: Handler, **options: Unpack[ProcessArguments]) -> None:
+    def __init__(self, receiver: Supply, handler: Handler, **options: Unpack[ProcessArguments]) -> None:
         self._options = ProcessOptions(**options)
         self._receiver = receiver
         self._handler = handler
@@ -227,7 +248,7 @@ class Processor:
         receiver, stop = self._receiver, self._options.stop
         with stopped_by(self._options.signals, self._loop, self._begin_stop):
             self._intake = intake = self._task(self._take(), "intake")
-            watched: set[asyncio.Task[Any]] = {intake, self._task(receiver._wait_closed(), "end")}
+            watched: set[asyncio.Task[Any]] = {intake, self._task(receiver.wait_closed(), "end")}
             if stop is not None:
                 watched.add(self._task(stop.wait(), "stop"))
             try:
@@ -415,7 +436,7 @@ class Processor:
             error = late
         elif error is None:
             return ACCEPTED
-        elif not (isinstance(error, SettlementLost) and self._receiver.stop is not None):
+        elif not (isinstance(error, SettlementLost) and delivery.receiver.stop is not None):
             self._counts["failed"] += 1
         else:
             return RELEASED  # the handler's own settlement was late; this one will be, too, and is counted so

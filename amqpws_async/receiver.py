@@ -225,7 +225,15 @@ class Receiver(Link):
 
     role = "receiver"
 
-    def __init__(self, session: Session, source: Source, options: ReceiverOptions) -> None:
+    def __init__(
+        self,
+        session: Session,
+        source: Source,
+        options: ReceiverOptions,
+        *,
+        waiting: Waiters | None = None,
+        paused: bool = False,
+    ) -> None:
         super().__init__(session, options.name, source.address)
         self._fields = AttachFields(
             source=source,
@@ -239,7 +247,7 @@ class Receiver(Link):
         self._link.max_message_size = options.max_message_size
         self._first_mode_link: EngineReceiver | None = None  # the way of the plain accept; None sends it the long way
         self._second = False  # whether receiver settle mode second was agreed
-        self._waiting = Waiters(self._loop)  # for deliveries
+        self._waiting = Waiters(self._loop) if waiting is None else waiting  # for deliveries
         self._queue: deque[Delivery] = deque()
         self._limit = options.credit
         self._budget = options.max_prefetch_bytes
@@ -247,7 +255,7 @@ class Receiver(Link):
         self._window = 0
         self._taken = 0  # since the last top-up
         self._half = 1
-        self._paused = False  # after a drain, until somebody waits for a delivery again
+        self._paused = paused  # after a drain, until somebody waits for a delivery again
         self._largest = 1  # bytes of the largest message lately
         self._round_largest = 1  # and since the last top-up
 
@@ -283,6 +291,14 @@ class Receiver(Link):
             self._top_up()
         return delivery
 
+    def _take(self) -> Delivery:
+        """Take a delivery out of the queue, which has one."""
+        self._taken += 1
+        delivery = self._queue.popleft()
+        if self._taken >= self._half:
+            self._top_up()
+        return delivery
+
     async def receive(self) -> Delivery:
         """Wait for the next delivery.
 
@@ -305,11 +321,15 @@ class Receiver(Link):
                 if self._stop.initiator == "local" and self._stop.condition is None:
                     return False
                 raise self._error()
-            if self._paused and self._state is EndpointState.OPEN:
-                self._paused = False
-                self._top_up()
+            self._resume()
             await self._waiting.wait()
         return True
+
+    def _resume(self) -> None:
+        """Open the window that a drain has shut, as somebody waits."""
+        if self._paused and self._state is EndpointState.OPEN:
+            self._paused = False
+            self._top_up()
 
     async def process(self, handler: Handler, **options: Unpack[ProcessArguments]) -> ProcessStatistics:
         """Call `handler` with each delivery, many at a time, and settle by what comes of it, until stopped.
@@ -472,6 +492,7 @@ class Receiver(Link):
             link.settle(pointer, outcome, None)
             delivery._pointer = None
             self._runner.wake()
+            self._changed.wake_all()  # for who waits until nothing is in hand
             return
         settled = False
 

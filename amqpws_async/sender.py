@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from .endpoint import EndpointState, Waiters
 from .engine import AttachFields, EngineSender, RemoteAttach
@@ -64,6 +64,11 @@ class PendingDelivery:
     _state: Any  # `_Pending`, then an outcome, None once handed over pre-settled, or why the link stopped
     _waiters: list[asyncio.Future[None]] | None
 
+    def __init__(self, message: Message | bytes) -> None:
+        self.message = message
+        self._state = _Pending
+        self._waiters = None
+
     @property
     def done(self) -> bool:
         """Whether awaiting would not wait."""
@@ -75,7 +80,7 @@ class PendingDelivery:
         return self._sender._link
 
     def __await__(self) -> Generator[Any, None, Outcome | None]:
-        if self._state is _Pending:
+        while self._state is _Pending:
             yield from self._wait().__await__()
         state = self._state
         if type(state) is StopReason:
@@ -96,17 +101,20 @@ class PendingDelivery:
         try:
             await future
         finally:
-            if self._waiters is not None:  # given up: waits that time out again and again must not pile up
+            # Given up: waits that time out again and again must not pile up.
+            if self._waiters is not None and future in self._waiters:
                 self._waiters.remove(future)
 
     def _on_outcome(self, outcome: Outcome | StopReason | None) -> None:
         self._state = outcome
-        waiters = self._waiters
-        if waiters is not None:
-            self._waiters = None
-            for future in waiters:
-                if not future.done():
-                    future.set_result(None)
+        if self._waiters is not None:
+            self._wake(self._waiters)
+
+    def _wake(self, waiters: list[asyncio.Future[None]]) -> None:
+        self._waiters = None
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
 
     def _on_handed(self) -> None:
         self._on_outcome(None)
@@ -219,7 +227,7 @@ class Sender(Link):
             return outcome
         if type(outcome) is StopReason:
             raise pending._unknown(outcome)
-        raise _failed(outcome, message, self._destination(message))
+        raise failed_delivery(outcome, message, self._destination(message))
 
     async def transfer(
         self, message: Message | bytes, *, settled: bool | None = None, tag: bytes | None = None
@@ -242,7 +250,7 @@ class Sender(Link):
             LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
-        data = message.encode() if type(message) is Message else _encoded(message)
+        data = message.encode() if type(message) is Message else encoded(message)
         size = len(data)
         if size > self._max_size:
             raise MessageTooLarge(size, self._max_size, self._destination(message))
@@ -270,6 +278,27 @@ class Sender(Link):
         if not runner.dirty:
             runner.wake()
         return pending
+
+    async def _transmit(self, pending: PendingDelivery, data: bytes, settled: bool | None, tag: bytes | None) -> None:
+        """Transfer a delivery that somebody else has made; as `transfer` otherwise."""
+        size = len(data)
+        if size > self._max_size:
+            raise MessageTooLarge(size, self._max_size, self._destination(pending.message))
+        if settled is None:
+            settled = self._presettled
+        else:
+            self._check_settled(settled)
+        link, runner = self._link, self._runner
+        if link.credit <= 0 or runner.unsent >= runner.high_water:
+            await self._ready()
+        if tag is not None:
+            self._claim(tag)
+        pending._sender = self
+        link.transfer(data, None if settled else pending, tag)
+        if settled:
+            runner.hand(pending)
+        runner.unsent += size + TRANSFER_OVERHEAD
+        runner.wake()
 
     def send_many(
         self, messages: Iterable[Message | bytes] | AsyncIterable[Message | bytes], *, in_flight: int = 1000
@@ -300,12 +329,18 @@ class Sender(Link):
         return self._where
 
     def _tagged(self, tag: bytes) -> _TaggedDelivery:
+        self._claim(tag)
+        pending = _new(_TaggedDelivery)
+        pending.tag = tag
+        return pending
+
+    def _claim(self, tag: bytes) -> None:
+        """Note a tag as in use, until it is settled."""
+        if not 0 < len(tag) <= MAX_TAG_SIZE:
+            raise ValueError(f"a delivery tag has 1 to {MAX_TAG_SIZE} bytes, not {len(tag)}")
         if tag in self._tags:
             raise LocalProtocolError(f"{self._where}: the delivery tag {tag!r} is in use by an unsettled delivery")
         self._tags.add(tag)
-        pending = _TaggedDelivery()
-        pending.tag = tag
-        return pending
 
     def _check_settled(self, settled: bool) -> None:
         if self._fields.snd_settle_mode is SenderSettleMode.SETTLED and not settled:
@@ -373,18 +408,22 @@ class Sender(Link):
         self._waiting.wake_all()
         self._runner.room.wake_all()
 
+    def _in_flight(self) -> list[PendingDelivery]:
+        """What was sent and is not over, pre-settled deliveries included that the transport has not taken yet."""
+        return self._runner.in_flight(self._link)
+
     async def _finish(self, deadline: float) -> None:
         """Wait for the outcomes in flight, up to the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
-                for pending in self._runner.in_flight(self._link):
+                for pending in self._in_flight():
                     if not pending.done:
                         await pending._wait()
         except TimeoutError:
             pass
 
 
-def _encoded(message: Message | bytes) -> bytes:
+def encoded(message: Message | bytes) -> bytes:
     """Check what was given in place of a message proper."""
     if isinstance(message, Message):
         return message.encode()
@@ -394,7 +433,7 @@ def _encoded(message: Message | bytes) -> bytes:
     return check_encoded(bytes(message))
 
 
-def _failed(outcome: Outcome, message: Message | bytes, where: str) -> DeliveryFailed:
+def failed_delivery(outcome: Outcome, message: Message | bytes, where: str) -> DeliveryFailed:
     """The exception for an outcome other than accepted."""
     if isinstance(outcome, Rejected):
         why = str(outcome.error) if outcome.error else "no reason given"
@@ -407,6 +446,15 @@ def _failed(outcome: Outcome, message: Message | bytes, where: str) -> DeliveryF
     return DeliveryFailed(f"{where}: the peer settled without an outcome", outcome=outcome, message=message)
 
 
+class Sending(Protocol):
+    """What sends for `SendMany`: a `Sender`, or a client's."""
+
+    _stop: StopReason | None
+    _link: Any
+
+    async def transfer(self, message: Message | bytes) -> PendingDelivery: ...
+
+
 class SendMany:
     """Made by `Sender.send_many`: an async iterator of every message with its outcome, in order.
 
@@ -417,7 +465,7 @@ class SendMany:
 
     def __init__(
         self,
-        sender: Sender,
+        sender: Sending,
         messages: Iterable[Message | bytes] | AsyncIterable[Message | bytes],
         in_flight: int,
     ) -> None:
@@ -467,7 +515,7 @@ class SendMany:
         if not window:
             raise StopAsyncIteration
         pending = window[0]
-        if pending._state is _Pending:
+        while pending._state is _Pending:
             await pending._wait()
         window.popleft()
         state = pending._state

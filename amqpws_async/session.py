@@ -16,11 +16,14 @@ from .terminus import Source, Target, as_source, as_target
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .endpoint import Waiters
     from .engine import EngineReceiver, EngineSender
     from .link import Link
     from .options import ReceiverArguments, SenderArguments, SessionOptions
 
 __all__ = ["Session"]
+
+_ATTACHED = (EndpointState.OPEN, EndpointState.CLOSING)
 
 
 class Session(Endpoint):
@@ -70,13 +73,7 @@ class Session(Endpoint):
         made = SenderOptions(**options)
         terminus = as_target(target)
 
-        async def open() -> Sender:
-            await self._free_name("sender", made.name)
-            sender = Sender(self, terminus, made)
-            self._links.add(sender)
-            return await sender._attach()
-
-        return Opening(open)
+        return Opening(lambda: self._attach_sender(terminus, made))
 
     def receiver(self, source: str | Source, **options: Unpack[ReceiverArguments]) -> Opening[Receiver]:
         """Attach a receiver; await it, or use it in ``async with``.
@@ -97,13 +94,21 @@ class Session(Endpoint):
         made = ReceiverOptions(**options)
         terminus = as_source(source)
 
-        async def open() -> Receiver:
-            await self._free_name("receiver", made.name)
-            receiver = Receiver(self, terminus, made)
-            self._links.add(receiver)
-            return await receiver._attach()
+        return Opening(lambda: self._attach_receiver(terminus, made))
 
-        return Opening(open)
+    async def _attach_sender(self, target: Target | None, options: SenderOptions) -> Sender:
+        await self._free_name("sender", options.name)
+        sender = Sender(self, target, options)
+        self._links.add(sender)
+        return await sender._attach()
+
+    async def _attach_receiver(
+        self, source: Source, options: ReceiverOptions, *, waiting: Waiters | None = None, paused: bool = False
+    ) -> Receiver:
+        await self._free_name("receiver", options.name)
+        receiver = Receiver(self, source, options, waiting=waiting, paused=paused)
+        self._links.add(receiver)
+        return await receiver._attach()
 
     async def _free_name(self, role: str, name: str | None) -> None:
         """Refuse a name that is in use; wait for one whose link is not detached on both sides yet."""
@@ -176,7 +181,7 @@ class Session(Endpoint):
         if self._stop is not None:
             return
         if self._state is EndpointState.CLOSING:
-            await self._wait_closed()
+            await self.wait_closed()
             return
         deadline = self._loop.time() + self._close_timeout
         self._set_state(EndpointState.CLOSING)
@@ -185,7 +190,7 @@ class Session(Endpoint):
             self._link.end()
             self._runner.wake()
             async with asyncio.timeout_at(deadline):
-                await self._wait_closed()
+                await self.wait_closed()
         except TimeoutError:
             self._fail(StopReason("session", "local"))
             raise TimeoutError(
@@ -200,11 +205,9 @@ class Session(Endpoint):
 
     async def _finish(self, deadline: float) -> None:
         """Finish what is in hand on all links, up to the deadline."""
-        links = [link for link in self._links if link.state is EndpointState.OPEN]
+        links = [link for link in self._links if link.state in _ATTACHED and not link._detaching]
         for link in links:
-            link._set_state(EndpointState.CLOSING)
-            link._quiesce()
-        self._runner.wake()
+            link._hold()
         for link in links:
             await link._finish(deadline)
 

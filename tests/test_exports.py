@@ -204,10 +204,11 @@ def test_every_coroutine_says_what_cancelling_does(name: str) -> None:
 def test_every_field_of_a_dataclass_is_explained(name: str) -> None:
     """Below "Attributes:", or by a docstring right after the field."""
     kind = getattr(amqpws_async, name)
-    doc = inspect.cleandoc(kind.__doc__)
-    described = set(re.findall(r"^    (\w+):", doc.partition("Attributes:")[2], re.MULTILINE))
-    source = inspect.getsource(kind)
-    described |= set(re.findall(r'^    (\w+): .*\n    """', source, re.MULTILINE))
+    described = set()
+    for origin in kind.__mro__[:-1]:
+        doc = inspect.cleandoc(origin.__doc__ or "")
+        described |= set(re.findall(r"^    (\w+):", doc.partition("Attributes:")[2], re.MULTILINE))
+        described |= set(re.findall(r'^    (\w+): .*\n    """', inspect.getsource(origin), re.MULTILINE))
     public = {item.name for item in dataclasses.fields(kind) if not item.name.startswith("_")}
     assert public - described == set()
 

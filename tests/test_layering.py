@@ -44,6 +44,10 @@ LAYERS: dict[str, set[str]] = {
     "session": {"endpoint", "engine", "errors", "options", "receiver", "sender", "terminus"},
     "runner": {"endpoint", "engine", "errors"},
     "connection": {"auth", "endpoint", "errors", "link", "options", "runner", "session", "transport"},
+    "client": {
+        *("auth", "connection", "endpoint", "errors", "link", "message", "options", "outcomes", "processing"),
+        *("receiver", "sender", "session", "terminus"),
+    },
 }
 
 # Beside the layers. A double must not share the code that it is there to test.
@@ -252,7 +256,7 @@ def test_a_library_stays_behind_the_module_that_wraps_it(library: str, homes: se
     assert wrong == []
 
 
-TASK_OWNERS = {"runner", "processing", "auth.oauth2", "testing", "cli"}
+TASK_OWNERS = {"runner", "processing", "client.client", "auth.oauth2", "testing", "cli"}
 
 
 def _attributes(module: str) -> Iterator[tuple[str, int]]:
@@ -267,7 +271,7 @@ def _attributes(module: str) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("name", ["create_task", "ensure_future", "TaskGroup", "gather", "as_completed"])
 def test_only_those_who_own_tasks_make_them(name: str) -> None:
-    """The runner is a connection's one task; the handler runner, the token refresher, testing and cli own theirs."""
+    """The runner is a connection's one task; client, handler runner, token refresher, testing and cli own theirs."""
     wrong = [
         f"{module}:{line}"
         for module in INNER

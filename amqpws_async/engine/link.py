@@ -99,6 +99,11 @@ class _EngineLink:
         self._release()
         raise EncodeError(problem)
 
+    @property
+    def unsettled(self) -> int:
+        """A sender's transfers without outcome that nobody has taken; a receiver's deliveries that are not settled."""
+        return 0 if self.released else int(lib.pn_link_unsettled(self.pointer))
+
     def detach(self, error: ErrorCondition | None = None, *, closed: bool = True) -> None:
         """Queue our detach, once; the link is freed when the peer's is here as well.
 
@@ -207,11 +212,6 @@ class EngineSender(_EngineLink):
             lib.pn_delivery_settle(pointer)
         else:
             self.engine._outgoing[pointer] = delivery
-
-    @property
-    def unsettled(self) -> int:
-        """Transfers whose outcome has not come, and nobody has taken."""
-        return 0 if self.released else int(lib.pn_link_unsettled(self.pointer))
 
     def drained(self) -> None:
         """Answer a drain: give back the credit that is left."""
