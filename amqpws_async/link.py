@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from .endpoint import Endpoint, EndpointState
 from .errors import AttachError, ErrorCondition, RedirectError, StopReason, closed_error
-from .terminus import ExpiryPolicy, TerminusDurability
+from .terminus import lasting
 
 if TYPE_CHECKING:
     from .engine import AttachFields, RemoteAttach
@@ -193,9 +193,7 @@ class Link(Endpoint):
     def _durable(self) -> bool:
         """Whether the peer's terminus is to outlive the link: only an explicit close destroys it."""
         far = self._fields.source if self.role == "receiver" else self._fields.target
-        return far is not None and (
-            far.durable is not TerminusDurability.NONE or far.expiry_policy is ExpiryPolicy.NEVER
-        )
+        return far is not None and lasting(far)
 
     def _on_attached(self, remote: RemoteAttach) -> None:
         self._remote = remote
@@ -244,9 +242,10 @@ class Link(Endpoint):
 
     def _hold(self) -> None:
         """Take and give no more; the link stays attached for what is in hand."""
-        self._set_state(EndpointState.CLOSING)
-        self._quiesce()
-        self._runner.wake()
+        if self._stop is None:
+            self._set_state(EndpointState.CLOSING)
+            self._quiesce()
+            self._runner.wake()
 
     async def _detach(self, *, closed: bool) -> None:
         if self._stop is not None:

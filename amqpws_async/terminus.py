@@ -188,6 +188,11 @@ def as_target(value: str | Target | None) -> Target:
     return _check_request(value)
 
 
+def lasting(terminus: Source | Target) -> bool:
+    """Whether the peer's node, such as a durable subscription, is to outlive the link."""
+    return terminus.durable is not TerminusDurability.NONE or terminus.expiry_policy is ExpiryPolicy.NEVER
+
+
 def _check_request(terminus: _Terminus) -> _Terminus:
     if terminus.dynamic and terminus.address is not None:
         # Specification 3.5.3: set in a request, the address field MUST NOT be.

@@ -251,10 +251,10 @@ class Carrier:
                 successor = await self._open(connection.options, stale)
             except Exception as failure:
                 self._last = connection.options
-                self._answer(failure)
                 if _wants_one(failure):
                     await self._make_way(connection, failure)
                     return None, Retry.NOW
+                self._answer(failure)
                 delay = pace.failed(Retry.LATER, failure)
                 logger.warning(
                     "! %s: no second connection to move to, next attempt in %.1f s: %s", self.origin, delay, failure

@@ -471,10 +471,11 @@ class Client:
         return closed_error(self._stop or StopReason("connection", "local"), self._change.origin)
 
     def _outage(self) -> EndpointClosed:
-        """A new exception for who does not want to wait for a connection or link to come back."""
+        """A new exception for who does not want to wait for a connection."""
         error = self._change.error
-        stop = StopReason("connection", "transport", description="there is no connection now", cause=error)
-        return ConnectionClosed(error.stop if isinstance(error, EndpointClosed) else stop, self._change.origin)
+        description = f"there is no connection now, after: {error}" if error is not None else "not connected yet"
+        stop = StopReason("connection", "transport", description=description, cause=error)
+        return ConnectionClosed(stop, self._change.origin)
 
 
 def _same_place(one: ConnectionOptions, other: ConnectionOptions) -> bool:

@@ -23,8 +23,9 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
 from ..endpoint import Endpoint, EndpointState
-from ..errors import AMQPError, AttachError, EndpointClosed, OpenError, StopReason
+from ..errors import AMQPError, AttachError, EndpointClosed, LinkClosed, OpenError, StopReason
 from ..link import LinkHealth
+from ..terminus import Target
 from .backoff import GivenUp, Pace
 from .redirect import redirect_in, redirected
 from .retry import Retry, retry_of, stop_of
@@ -32,7 +33,7 @@ from .retry import Retry, retry_of, stop_of
 if TYPE_CHECKING:
     from ..connection import Connection
     from ..link import Link
-    from ..terminus import Source, Target
+    from ..terminus import Source
     from .options import Outage
     from .session import ClientSession
 
@@ -73,7 +74,8 @@ class ClientLink(Endpoint):
         self._link: Any = NO_LINK
         self._links = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._refusal: Exception | None = None
+        self._refusal: Exception | None = None  # what ended it
+        self._lost: Exception | None = None  # what it was lost by last, or refused
 
     # --- what is known -----------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class ClientLink(Endpoint):
             self._start(self._keep())
             while self._state is EndpointState.OPENING:
                 if self._fails_fast and self._carrier.connection is None:
-                    raise self._client._outage()
+                    raise self._outage()
                 await self._changed.wait()
         except BaseException:
             self._abandon()
@@ -198,6 +200,7 @@ class ClientLink(Endpoint):
 
     async def _recover(self, error: Exception) -> None:
         """Do what a loss or a refusal asks for before the next attach."""
+        self._lost = error
         self._forget_lost()
         redirect = redirect_in(error)
         if redirect is not None and redirect.stop.endpoint == "link":
@@ -301,7 +304,9 @@ class ClientLink(Endpoint):
 
     def _here(self, terminus: Any) -> Any:
         """The terminus to attach to where a redirect has led."""
-        return terminus if self._detour is None else dataclasses.replace(terminus, address=self._detour)
+        if self._detour is None:
+            return terminus
+        return Target(self._detour) if terminus is None else dataclasses.replace(terminus, address=self._detour)
 
     # --- the client's calls ------------------------------------------------------------------
 
@@ -315,8 +320,15 @@ class ClientLink(Endpoint):
         """Wait for something to change while there is no link to use; raise where it is of no use."""
         self._check_open()
         if self._fails_fast:
-            raise self._client._outage()
+            raise self._outage()
         await self._changed.wait()
+
+    def _outage(self) -> EndpointClosed:
+        """A new exception for who does not want to wait for the link to come back."""
+        if self._carrier.connection is None:
+            return self._client._outage()
+        description = f"not attached now, after: {self._lost}" if self._lost is not None else "not attached yet"
+        return LinkClosed(StopReason("link", "transport", description=description, cause=self._lost), self._where)
 
     def _fail(self, stop: StopReason) -> None:
         if self._stop is None:

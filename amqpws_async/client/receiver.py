@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import uuid
 from typing import TYPE_CHECKING, Self, Unpack
 
 from ..endpoint import EndpointState, Waiters
 from ..errors import EndpointClosed, LocalProtocolError
 from ..processing import DRAIN_ANSWER, Processor
+from ..terminus import lasting
 from .link import ClientLink
 
 if TYPE_CHECKING:
@@ -40,8 +43,10 @@ class ClientReceiver(ClientLink):
     _links: list[Receiver]
 
     def __init__(self, session: ClientSession, source: Source, options: ClientReceiverOptions) -> None:
-        exclusive = options.name is not None
-        super().__init__(session, source.address, options.outage, exclusive=exclusive)
+        if options.name is None and lasting(source):
+            # The peer knows what outlives the link by its name.
+            options = dataclasses.replace(options, name=f"receiver-{uuid.uuid4().hex}")
+        super().__init__(session, source.address, options.outage, exclusive=options.name is not None)
         self._terminus = source
         self._options = options
         self._automatic = options.credit > 0
@@ -88,7 +93,7 @@ class ClientReceiver(ClientLink):
                     raise StopAsyncIteration
                 raise self._error()
             if self._fails_fast and not self.attached:
-                raise self._client._outage()
+                raise self._outage()
             if self._paused:
                 self._paused = False
                 if self.attached:
@@ -218,8 +223,7 @@ class ClientReceiver(ClientLink):
         for processor in self._processors:
             processor._begin_stop()
         for link in self._links:
-            if link._state is EndpointState.OPEN:
-                link._hold()
+            link._hold()
 
     async def _finish(self) -> None:
         while self._processors and self._stop is None:

@@ -93,7 +93,8 @@ class ClientSender(ClientLink):
     @property
     def unsettled(self) -> int:
         """Messages sent whose outcome has not come, those in doubt included."""
-        return sum(link.unsettled for link in self._links) + len(self._in_doubt)
+        sent: int = sum(link.unsettled for link in self._links)
+        return sent + len(self._in_doubt)
 
     def _in_hand(self) -> int:
         return self.unsettled
@@ -264,8 +265,7 @@ class ClientSender(ClientLink):
     def _quiesce(self) -> None:
         self._set_state(EndpointState.CLOSING)
         for link in self._links:
-            if link._state is EndpointState.OPEN:
-                link._hold()
+            link._hold()
 
     async def _finish(self) -> None:
         while self._stop is None:
