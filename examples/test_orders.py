@@ -6,6 +6,7 @@ The fixtures come with the package: run it with ``pytest test_orders.py``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import amqpws_async as amqp
 from amqpws_async.testing import Broker, FaultProxy, Injector, faults
@@ -16,22 +17,19 @@ from amqpws_async.testing import Broker, FaultProxy, Injector, faults
 async def confirm_orders(url: str, count: int) -> None:
     """Confirm so many orders, once each, whatever happens on the way."""
     confirmed: set[str] = set()
-    while len(confirmed) < count:
-        try:
-            async with (
-                amqp.connect(url, close_timeout=0.5) as connection,
-                connection.receiver("orders") as orders,
-                connection.sender("confirmations") as confirmations,
-            ):
-                while len(confirmed) < count:
-                    order = await orders.receive()
-                    number = str(order.message.message_id)
-                    if number not in confirmed:  # it may come again
-                        await confirmations.send(amqp.Message(order.body, correlation_id=number))
-                        confirmed.add(number)
-                    await order.accept()
-        except (amqp.AMQPError, TimeoutError):
-            await asyncio.sleep(0.01)
+    async with (
+        amqp.Client(url) as client,
+        client.receiver("orders") as orders,
+        client.sender("confirmations", on_unknown="resend") as confirmations,
+    ):
+        while len(confirmed) < count:
+            order = await orders.receive()
+            number = str(order.message.message_id)
+            if number not in confirmed:  # it may come again
+                await confirmations.send(amqp.Message(order.body, correlation_id=number))
+                confirmed.add(number)
+            with contextlib.suppress(amqp.SettlementLost):
+                await order.accept()
 
 
 # --- its tests ---------------------------------------------------------------------------------------

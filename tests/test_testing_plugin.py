@@ -76,6 +76,14 @@ async def test_the_network_fails(amqp_proxy):
     assert (amqp_proxy.accepted, amqp_proxy.faults) == (1, 1)
 
 
+async def test_a_client_comes_back(amqp_broker, amqp_client):
+    async with asyncio.timeout(4), amqp_client as client, client.sender("q", on_unknown="resend") as sender:
+        await sender.send(amqp.Message(b"1"))
+        await amqp_broker.disconnect()
+        await sender.send(amqp.Message(b"2"))
+    assert [message.body for message in amqp_broker.messages("q")] == [b"1", b"2"]
+
+
 async def test_left_open(amqp_connection):
     global left
     left = await amqp_connection
@@ -185,14 +193,14 @@ def test_with_loops_of_their_own(tmp_path: Path) -> None:
 
 def test_with_anyio(tmp_path: Path) -> None:
     """Tests that anyio's plugin runs; a connection left open hinders nobody, and the warning is for its owner."""
-    assert passed(run(tmp_path, ANYIO + ASYNC, "-W", "ignore::ResourceWarning", "-p", "no:asyncio")) == 5
+    assert passed(run(tmp_path, ANYIO + ASYNC, "-W", "ignore::ResourceWarning", "-p", "no:asyncio")) == 6
 
 
 def test_with_pytest_asyncio(tmp_path: Path) -> None:
     """Tests that pytest-asyncio runs, in its automatic mode."""
     scope = "asyncio_default_fixture_loop_scope=function"
     options = ("--asyncio-mode=auto", "-o", scope, "-W", "ignore::ResourceWarning")
-    assert passed(run(tmp_path, ASYNC, *options)) == 5
+    assert passed(run(tmp_path, ASYNC, *options)) == 6
 
 
 def test_the_event_mesh(tmp_path: Path) -> None:

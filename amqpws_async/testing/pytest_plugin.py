@@ -8,10 +8,12 @@ fixture                what it is
 ``amqp_faults``        what goes wrong at that broker: ``inject``, ``detach_links``, ``close_connections`` and more
 ``amqp_proxy``         a `FaultProxy` in front of it: ``amqp_proxy.url``, ``cut``, ``reset``, ``stall``, ``refuse``
 ``amqp_connection``    a connection to it that is yet to open: ``async with amqp_connection as connection``
+``amqp_client``        a `Client` of it that is yet to open, and that is quick to come back: ``async with amqp_client``
 ``amqp_event_mesh``    a running `EventMesh`, new for each test: ``service_key``, ``write_key``, ``create_queue``
 =====================  ==============================================================================================
 
-To give the broker or the event mesh arguments, override ``amqp_broker_options`` or ``amqp_event_mesh_options``.
+To give broker, client or event mesh arguments, override ``amqp_broker_options``, ``amqp_client_options`` or
+``amqp_event_mesh_options``.
 
 None of them needs an async fixture or a certain runner: they are the same for pytest-asyncio, for anyio's plugin and
 for tests that call `asyncio.run`. The servers run on a thread with a loop of their own. What the fixtures give can be
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from ..client import Client
     from ..connection import Connection
     from ..endpoint import Opening
     from . import Broker, EventMesh, FaultProxy, Injector
@@ -75,6 +78,20 @@ def amqp_connection(amqp_broker: Broker) -> Opening[Connection]:
     from .. import connect
 
     return connect(amqp_broker.url)
+
+
+@pytest.fixture
+def amqp_client_options() -> dict[str, Any]:
+    """Arguments of the client; override it to give some."""
+    return {}
+
+
+@pytest.fixture
+def amqp_client(amqp_broker: Broker, amqp_client_options: dict[str, Any]) -> Client:
+    """A client of `amqp_broker` that the test opens, on its own loop, by ``async with`` or its `open`."""
+    from .. import Backoff, Client
+
+    return Client(amqp_broker.url, **{"backoff": Backoff(initial=0.01, maximum=0.1), **amqp_client_options})
 
 
 @pytest.fixture
