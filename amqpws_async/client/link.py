@@ -170,7 +170,7 @@ class ClientLink(Endpoint):
     async def _keep(self) -> None:
         """Keep a link attached until it is given up."""
         try:
-            while True:
+            while self._stop is None:  # the client's end is ours, and then there is nothing to wait for
                 try:
                     connection = await self._carrier.usable()
                     link = await self._attach_on(connection)
@@ -272,6 +272,7 @@ class ClientLink(Endpoint):
     async def _adopt(self, link: Any) -> None:
         """Make a link that has just been attached the one in use."""
         self._link = link
+        self._lost = None  # its traceback holds all that was lost
         if self._state is EndpointState.OPENING:
             self._set_state(EndpointState.OPEN)
         self._notify()

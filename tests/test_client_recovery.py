@@ -1,0 +1,64 @@
+"""A client among faults: what a long run with many of them has found, one test each."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import amqpws_async as amqp
+from amqpws_async.testing import Broker
+from amqpws_async.testing.faults import RefuseUpgrade
+
+QUICK: dict[str, Any] = {
+    "open_timeout": 5.0,
+    "close_timeout": 1.0,
+    "backoff": amqp.Backoff(initial=0.01, maximum=0.05, stable_after=0.0),
+}
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits until the loop has made something true."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def soon(awaitable: Awaitable[Any]) -> Any:
+    """Waits, and not for ever."""
+    async with asyncio.timeout(5):
+        return await awaitable
+
+
+async def test_a_link_without_a_connection_ends_with_its_client() -> None:
+    """A client that is refused for good ends with its links, and the loop goes on meanwhile."""
+    async with Broker() as broker, amqp.Client(broker.url, **QUICK) as client:
+        sender = await soon(client.sender("orders"))
+        broker.faults.inject(RefuseUpgrade(status=403, times=None))
+        began = time.monotonic()
+        await broker.disconnect()
+        await soon(sender.wait_closed())
+        assert time.monotonic() - began < 5  # by the clock: a loop that is stuck sees no timeout of its own
+        assert client.state is amqp.ClientState.CLOSED
+        with pytest.raises(amqp.ConnectionClosed, match="403"):
+            await sender.send(b"")
+
+
+async def test_connections_that_were_lost_are_forgotten() -> None:
+    """A client that has lost many connections keeps none of them."""
+    lost: weakref.WeakSet[amqp.Connection] = weakref.WeakSet()
+    async with Broker() as broker, amqp.Client(broker.url, **QUICK) as client, client.receiver("orders"):
+        for _ in range(10):
+            await until(client.ready)
+            assert client.connection is not None
+            lost.add(client.connection)
+            await broker.disconnect()
+            await until(lambda: client.connection is None)
+        await until(client.ready)
+        gc.collect()
+        assert len(lost) <= 1
