@@ -137,7 +137,7 @@ class Carrier:
     def _use(self, connection: Connection) -> None:
         self._pace.succeeded()
         self._round.clear()
-        self._connections.append(connection)
+        self._connections = [*self.connections(), connection]
         self.connection = connection
         self._answer(None)
         self.changed.wake_all()
