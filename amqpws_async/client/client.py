@@ -196,7 +196,7 @@ class Client:
             await asyncio.sleep(0)
             return self
         try:
-            while self.state is ClientState.CONNECTING and self._stop is None:
+            while self.state in (ClientState.CONNECTING, ClientState.CLOSING) and self._stop is None:
                 await self._changed.wait()
         except BaseException:
             await self._abort()
