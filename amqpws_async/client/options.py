@@ -89,6 +89,10 @@ class ClientOptions:
         object.__setattr__(self, "retries", MappingProxyType(dict(self.retries)))
         if self.max_connection_age is not None:
             check_seconds(self, "max_connection_age")
+            if self.max_connection_age == 0:
+                raise ValueError(
+                    "max_connection_age: more than 0 seconds, or None: each connection would be replaced at once"
+                )
         check_seconds(self, "handover_timeout")
         if self.on_state is not None and not callable(self.on_state):
             raise ValueError(f"on_state: a function of a StateChange, not {self.on_state!r}")
