@@ -321,12 +321,7 @@ class Sender(Link):
         return SendMany(self, messages, in_flight)
 
     def _destination(self, message: Message | bytes) -> str:
-        """How errors name where a message was to go: on the anonymous terminus the message says."""
-        if not self._address and isinstance(message, Message):
-            with contextlib.suppress(DecodeError):
-                if message.to:
-                    return f"sender to {message.to!r}"
-        return self._where
+        return destination(self._address, message) or self._where
 
     def _tagged(self, tag: bytes) -> _TaggedDelivery:
         self._claim(tag)
@@ -431,6 +426,20 @@ def encoded(message: Message | bytes) -> bytes:
         kind = type(message).__name__
         raise TypeError(f"send a Message, or the bytes of an encoded one, not {kind}: try Message(...)")
     return check_encoded(bytes(message))
+
+
+def destination(address: str | None, message: Message | bytes) -> str | None:
+    """How errors name where a message was to go, or None where the link's own name will do.
+
+    Args:
+        address: The link's; on the anonymous terminus, which has none, the message says.
+        message: What was to be sent.
+    """
+    if not address and isinstance(message, Message):
+        with contextlib.suppress(DecodeError):
+            if message.to:
+                return f"sender to {message.to!r}"
+    return None
 
 
 def failed_delivery(outcome: Outcome, message: Message | bytes, where: str) -> DeliveryFailed:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from ..endpoint import EndpointState
 from ..errors import EndpointClosed, MessageTooLarge, StopReason
 from ..message import Accepted, Message, MessageId
-from ..sender import PendingDelivery, Sender, SendMany, encoded, failed_delivery
+from ..sender import PendingDelivery, Sender, SendMany, destination, encoded, failed_delivery
 from .link import ClientLink
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class ClientSender(ClientLink):
         outcome = await (await self.transfer(message, settled=settled, tag=tag))
         if outcome is None or isinstance(outcome, Accepted):
             return outcome
-        raise failed_delivery(outcome, message, self._where)
+        raise failed_delivery(outcome, message, destination(self._address, message) or self._where)
 
     async def transfer(
         self, message: Message | bytes, *, settled: bool | None = None, tag: bytes | None = None
