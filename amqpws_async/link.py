@@ -247,13 +247,14 @@ class Link(Endpoint):
             self._quiesce()
             self._runner.wake()
 
-    async def _detach(self, *, closed: bool) -> None:
+    async def _detach(self, *, closed: bool, deadline: float | None = None) -> None:
         if self._stop is not None:
             return
         if self._detaching:
             await self.wait_closed()
             return
-        deadline = self._loop.time() + self._close_timeout
+        if deadline is None:
+            deadline = self._loop.time() + self._close_timeout
         self._detaching = True
         self._closing = closed
         try:

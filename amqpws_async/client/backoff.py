@@ -25,7 +25,7 @@ class Backoff:
         maximum: Seconds that no delay is longer than, 30 by default, except where a server's Retry-After says so.
         stable_after: Seconds that a connection or link must have lasted, 10 by default, for earlier failures to be
             forgotten. Less lets a broker that accepts and drops connections be asked in quick succession.
-        max_attempts: Failures in a row after which it is given up; None, the default, is no limit.
+        max_attempts: Attempts that may fail in a row before it is given up; None, the default, is no limit.
         max_time: Seconds since the first failure in a row after which it is given up; None, the default, is no limit.
 
     Raises:
@@ -64,16 +64,25 @@ class Pace:
     def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
         self._backoff = backoff
         self._clock = clock
-        self._since = 0.0  # of the first failure in a row
-        self._rounds = 0
+        self._since = 0.0  # the first failure in a row
+        self._attempts = 0  # that failed in a row
+        self._delays = 0  # in a row
+        self._free = True  # whether a retry without a delay is left
         self._succeeded: float | None = None
         self.failures = 0
 
     def succeeded(self) -> None:
-        """Note that an attempt came off; whether it counts shows when it ends."""
-        self._succeeded = self._clock()
+        """Note that an attempt came off, or the move to another connection; whether it counts shows when it ends."""
+        if self._succeeded is None:
+            self._succeeded = self._clock()
 
-    def failed(self, retry: Retry, error: Exception, *, asked: float = 0.0, more: bool = False) -> float:
+    def interrupted(self) -> None:
+        """Note an end that is no failure of its own: what was lost was lost with something else."""
+        self._succeeded = None
+
+    def failed(
+        self, retry: Retry, error: Exception, *, asked: float = 0.0, more: bool = False, lost: bool = False
+    ) -> float:
         """Note a failure.
 
         Args:
@@ -81,6 +90,7 @@ class Pace:
             error: What it was.
             asked: Seconds that the peer asked us to wait.
             more: Whether there is another place to try, for which nobody has to wait.
+            lost: Whether it is the loss of what there was, and no attempt.
 
         Returns:
             Seconds to wait before the next attempt.
@@ -90,29 +100,30 @@ class Pace:
         """
         now, backoff = self._clock(), self._backoff
         if self._succeeded is not None and now - self._succeeded >= backoff.stable_after:
-            self.failures = self._rounds = 0
+            self.failures = self._attempts = self._delays = 0
+            self._free = True
         self._succeeded = None
         if self.failures == 0:
             self._since = now
         self.failures += 1
+        self._attempts += not lost
         if retry is Retry.NEVER:
             raise GivenUp(error)
-        delay = max(asked, 0.0 if more else self._delay(retry))
+        delay = 0.0 if more else max(asked, self._delay(retry))
         lasted = now + delay - self._since
-        if self.failures == backoff.max_attempts or (backoff.max_time is not None and lasted > backoff.max_time):
-            error.add_note(f"given up after {self.failures} failures in {now - self._since:.1f} s (backoff)")
+        if self._attempts == backoff.max_attempts or (backoff.max_time is not None and lasted > backoff.max_time):
+            error.add_note(f"given up after {self._attempts} attempts in {now - self._since:.1f} s (backoff)")
             raise GivenUp(error)
         return delay
 
     def _delay(self, retry: Retry) -> float:
-        backoff, rounds = self._backoff, self._rounds
-        self._rounds += 1
-        if retry is Retry.NOW:
-            if rounds == 0:
-                return 0.0
-            rounds -= 1
+        backoff, free = self._backoff, self._free
+        self._free = False
+        if retry is Retry.NOW and free:
+            return 0.0
         # The exponent is bounded where the delay long is, so that years of failing do not overflow.
-        delay = min(backoff.maximum, backoff.initial * backoff.factor ** min(rounds, 64))
+        delay = min(backoff.maximum, backoff.initial * backoff.factor ** min(self._delays, 64))
+        self._delays += 1
         return delay * random.uniform(0.5, 1.0)
 
 

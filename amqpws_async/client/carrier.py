@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 from ..auth.tokens import Token, as_provider
 from ..connection import Connection, another_token, open_connection
 from ..endpoint import EndpointState, Waiters
-from ..errors import AMQPError, ConnectionClosed, HandshakeError, OpenError, StopReason, closed_error
+from ..errors import AMQPError, ConnectionClosed, EndpointClosed, HandshakeError, OpenError, StopReason, closed_error
 from ..options import ConnectionOptions
 from .backoff import Backoff, GivenUp, Pace
 from .redirect import redirect_in, redirected
@@ -51,7 +51,12 @@ LEAST_LIFE: Final = 1.0  # seconds; a token with less left has no successor, and
 
 UNAUTHORIZED: Final = "amqp:unauthorized-access"
 
-ONLY_ONE: Final = frozenset((403, 409, 429))  # HTTP statuses by which a second connection is refused
+CONFLICT: Final = 409  # the HTTP status by which a second connection is refused
+
+ONLY_ONE: Final = frozenset(
+    f"amqp:{name}" for name in ("invalid-field", "not-allowed", "resource-limit-exceeded", "resource-locked")
+)
+"""Conditions by which a second connection is refused."""
 
 
 class Carrier:
@@ -61,7 +66,7 @@ class Carrier:
         places: Where it may connect to.
         connection: The connection in use, or None while there is none; it may have stopped just now.
         stop: Why there will be no other any more, or None.
-        changed: Woken at every change of these two, and when a link has left a connection.
+        changed: Woken at every change of these two.
     """
 
     def __init__(self, client: Client, places: Sequence[ConnectionOptions], backoff: Backoff) -> None:
@@ -74,6 +79,7 @@ class Carrier:
         self.changed = Waiters(self._loop)
         self._pace = Pace(backoff, self._loop.time)
         self._round: deque[ConnectionOptions] = deque()  # places that this round has not tried yet
+        self._ruled_out: list[ConnectionOptions] = []  # places that have refused us for good, since the last connection
         self._last = self.places[0]  # the place in use, or tried last
         self._stale: Token | None = None  # one that the peer has had enough of
         self._connections: list[Connection] = []
@@ -101,8 +107,13 @@ class Carrier:
         return self._connections
 
     @property
-    def origin(self) -> str:
+    def place(self) -> ConnectionOptions:
         """Where it is connected, or was last, or tries to be."""
+        return self._last
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of `place`."""
         return self._last.origin
 
     async def roll_over(self) -> None:
@@ -145,7 +156,7 @@ class Carrier:
 
     def _end(self, error: Exception) -> None:
         self.connection = None
-        self.stop = stop_of(error)
+        self.stop = stop_of(error, "connection")
         self._answer(error)
         self.changed.wake_all()
         self._client._on_carrier_ended(self, self.stop, error)
@@ -178,12 +189,13 @@ class Carrier:
         Raises:
             GivenUp: An error is final, or there were too many.
         """
+        lost = True
         while True:
             detour = redirect_in(error) if error is not None else None
             place = self._last
             if error is not None:
                 more = bool(self._round) and detour is None
-                delay = self._pace.failed(retry, error, asked=retry_after(error), more=more)
+                delay = self._pace.failed(retry, error, asked=retry_after(error), more=more, lost=lost)
                 waiting = self._client.state is ClientState.CONNECTING
                 self._announce(
                     ClientState.CONNECTING if waiting else ClientState.RECONNECTING, delay=delay, error=error
@@ -194,8 +206,25 @@ class Carrier:
                 place = self._next() if detour is None else redirected(place, detour)
                 return await self._open(place, self._stale)
             except Exception as failure:
-                error = failure
-                retry = retry_of(error, self._options.retries)
+                error, lost = failure, False
+                retry = await self._judge(failure, place)
+
+    async def _judge(self, failure: Exception, place: ConnectionOptions) -> Retry:
+        """Say what follows an attempt that failed."""
+        retry = retry_of(failure, self._options.retries)
+        if retry is not Retry.NEVER:
+            return retry
+        if _unauthorized(failure) and place.token is not None and self._stale is None:
+            # The upgrade took the token, and AMQP did not: another one, once.
+            with contextlib.suppress(Exception):  # the next attempt shows it
+                async with asyncio.timeout(place.open_timeout):
+                    self._stale = await as_provider(place.token).token()
+            return Retry.NOW
+        # Another place may have us.
+        self._ruled_out.append(place)
+        self._round = deque(other for other in self._round if other not in self._ruled_out)
+        left = [other for other in self.places if other not in self._ruled_out]
+        return Retry.LATER if left and place in self.places else Retry.NEVER
 
     async def _open(self, place: ConnectionOptions, stale: Token | None) -> Connection:
         """One attempt, redirects included."""
@@ -220,7 +249,7 @@ class Carrier:
             elif self._last in places:
                 first = places.index(self._last)
                 places = places[first:] + places[:first]
-            self._round.extend(places)
+            self._round.extend(place for place in places if place not in self._ruled_out)
         return self._round.popleft()
 
     # --- a connection in use -----------------------------------------------------------------
@@ -241,39 +270,78 @@ class Carrier:
                         await connection._changed.wait()
             if connection.stop is not None:
                 return self._lost(connection, opened)
+            due_for_token = self._loop.time() >= token_due
+            successor = await self._second(connection, connection.token if due_for_token else None)
             now = self._loop.time()
-            try:
-                if now >= token_due and not await self._has_successor(connection):
-                    left = _left(connection)
-                    token_due = now + left / 2 if left > LEAST_LIFE else math.inf
-                    continue
-                stale = connection.token if now >= token_due else None
-                successor = await self._open(connection.options, stale)
-            except Exception as failure:
-                self._last = connection.options
-                if _wants_one(failure):
-                    await self._make_way(connection, failure)
+            if successor is None:  # there is no other token yet
+                left = _left(connection)
+                token_due = now + left / 2 if left > LEAST_LIFE else math.inf
+            elif isinstance(successor, Connection):
+                former, connection, opened = connection, successor, now
+                age_due, token_due = self._dues(connection)
+                pace.succeeded()
+                self._use(connection)
+                self._client._nudge()
+                with contextlib.suppress(EndpointClosed):  # the client closes, and both connections with it
+                    self._client._spawn(self._retire(former), "roll-over")
+            elif connection.stop is None:
+                if _wants_one(successor):
+                    await self._make_way(connection, successor)
                     return None, Retry.NOW
-                self._answer(failure)
-                delay = pace.failed(Retry.LATER, failure)
+                self._answer(successor)
+                delay = pace.failed(Retry.LATER, successor, asked=retry_after(successor))
                 logger.warning(
-                    "! %s: no second connection to move to, next attempt in %.1f s: %s", self.origin, delay, failure
+                    "! %s: no second connection to move to, next attempt in %.1f s: %s", self.origin, delay, successor
                 )
                 age_due, token_due = (due if due > now else now + delay for due in (age_due, token_due))
-                continue
-            former, connection, opened = connection, successor, self._loop.time()
-            age_due, token_due = self._dues(connection)
-            pace.succeeded()
-            self._client._spawn(self._retire(former), "roll-over")
-            self._use(connection)
-            self._client._nudge()
+
+    async def _second(self, connection: Connection, stale: Token | None) -> Connection | Exception | None:
+        """Open a second connection beside the one in use, whose loss is noticed meanwhile.
+
+        Args:
+            connection: The one in use.
+            stale: Its token, where it is to be replaced for that.
+
+        Returns:
+            The second connection, why there is none, or None where there is no other token yet.
+        """
+        found: list[Connection | Exception | None] = []
+
+        async def attempt() -> None:
+            try:
+                if stale is not None and not await self._has_successor(connection):
+                    found.append(None)
+                    return
+                second = await self._open(connection.options, stale)
+                self.connections().append(second)  # from here on the client closes it, whatever comes
+                found.append(second)
+            except Exception as failure:
+                self._last = connection.options
+                found.append(failure)
+            finally:
+                connection._changed.wake_all()
+
+        task = self._client._spawn(attempt(), "roll-over")
+        try:
+            while not found and connection.stop is None:
+                await connection._changed.wait()
+            if not found:  # lost: what is under way is an attempt like any other
+                self.connection = None
+                self.changed.wake_all()
+                self._announce(ClientState.RECONNECTING, error=closed_error(self._stop_of(connection), self.origin))
+                await asyncio.wait([task])
+        finally:
+            task.cancel()
+        return found[0] if found else None
 
     def _dues(self, connection: Connection) -> tuple[float, float]:
         """When to replace a connection that has just opened: for its age, and for its token's; on the loop's clock."""
         now, options = self._loop.time(), self._options
         age, token = options.max_connection_age, math.inf
         if options.roll_over and connection.token is not None and connection.token.expiry is not None:
-            token = now + max(0.0, _left(connection)) * random.uniform(*LIFE_USED)
+            left = _left(connection)
+            if left > LEAST_LIFE:  # else it has expired by our clock, and was taken all the same
+                token = now + left * random.uniform(*LIFE_USED)
         return math.inf if age is None else now + age * random.uniform(0.9, 1.0), token
 
     async def _has_successor(self, connection: Connection) -> bool:
@@ -287,8 +355,7 @@ class Carrier:
     def _lost(self, connection: Connection, opened: float) -> tuple[Exception, Retry]:
         """The connection in use has stopped: say with what, and what follows."""
         self.connection = None
-        stop, self._stale, refused_before = connection.stop, None, self._stale is not None
-        assert stop is not None
+        stop, self._stale, refused_before = self._stop_of(connection), None, self._stale is not None
         self.changed.wake_all()
         error = closed_error(stop, self.origin)
         retry = retry_of(error, self._options.retries)
@@ -298,6 +365,11 @@ class Carrier:
             if stable or not refused_before:
                 self._stale, retry = connection.token, Retry.NOW
         return error, retry
+
+    def _stop_of(self, connection: Connection) -> StopReason:
+        stop = connection.stop
+        assert stop is not None
+        return stop
 
     async def _make_way(self, connection: Connection, refusal: Exception) -> None:
         """The peer allows no second connection: leave the first one in order, before the next."""
@@ -313,7 +385,7 @@ class Carrier:
         try:
             async with asyncio.timeout(timeout):
                 while connection.stop is None and connection.health().links:
-                    await self.changed.wait()
+                    await self._client._changed.wait()
         except TimeoutError:
             logger.info("! %s: what was in hand on the old connection was not done after %g s", self.origin, timeout)
         with contextlib.suppress(AMQPError, TimeoutError):
@@ -330,5 +402,10 @@ def _left(connection: Connection) -> float:
 def _wants_one(failure: Exception) -> bool:
     """Whether the peer refuses a second connection, rather than being in trouble."""
     if isinstance(failure, HandshakeError):
-        return failure.status in ONLY_ONE
-    return isinstance(failure, ConnectionClosed) and failure.stop.initiator == "remote"
+        return failure.status == CONFLICT
+    return isinstance(failure, ConnectionClosed) and failure.stop.condition in ONLY_ONE
+
+
+def _unauthorized(failure: Exception) -> bool:
+    """Whether the peer closed, straight after the open, because of who we are."""
+    return isinstance(failure, ConnectionClosed) and failure.stop.condition == UNAUTHORIZED

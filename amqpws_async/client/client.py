@@ -143,7 +143,7 @@ class Client:
         """Whether the client is connected and every link attached, for readiness probes; never waits."""
         if self._task is None or self.state is not ClientState.CONNECTED:
             return False
-        return self._main.connection is not None and all(link.attached for link in self._links)
+        return self._main.connection is not None and all(link.attached or link._moving for link in self._links)
 
     def health(self) -> ClientHealth:
         """Say how the client is, for probes; never waits."""
@@ -192,10 +192,10 @@ class Client:
         self._default = ClientSession(self, SessionOptions())
         self._group: asyncio.TaskGroup | None = None
         self._task = loop.create_task(self._run(), name=f"amqpws_async client {self.container_id}")
-        if self.options.background:
-            await asyncio.sleep(0)
-            return self
         try:
+            if self.options.background:
+                await asyncio.sleep(0)
+                return self
             while self.state in (ClientState.CONNECTING, ClientState.CLOSING) and self._stop is None:
                 await self._changed.wait()
         except BaseException:
@@ -449,16 +449,21 @@ class Client:
 
     async def _run_detour(self, key: tuple[str, str | None], carrier: Carrier) -> None:
         """Run a carrier for as long as links use it."""
+        await asyncio.sleep(0)  # an eager task would look before the link that asked for the carrier has it
         task = self._spawn(carrier.run(), "redirected connection")
-        while carrier.stop is None and any(link._carrier is carrier for link in self._links):
-            await self._changed.wait()
-        task.cancel()
-        await asyncio.wait([task])
-        if self._elsewhere.get(key) is carrier:
-            del self._elsewhere[key]
-        for connection in carrier.connections():
-            with contextlib.suppress(AMQPError, TimeoutError):
-                await connection.close()
+        try:
+            while carrier.stop is None and any(link._carrier is carrier for link in self._links):
+                await self._changed.wait()
+            if self._elsewhere.get(key) is carrier:  # before anything is awaited: no link may come to it any more
+                del self._elsewhere[key]
+            task.cancel()
+            await asyncio.wait([task])
+            for connection in carrier.connections():
+                with contextlib.suppress(AMQPError, TimeoutError):
+                    await connection.close()
+        finally:
+            for connection in carrier.connections():
+                connection._abandon()
 
     def _check_open(self) -> None:
         if self._task is None:

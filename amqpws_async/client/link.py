@@ -74,6 +74,8 @@ class ClientLink(Endpoint):
         self._link: Any = NO_LINK
         self._links = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moving = False  # to another connection, with the link on the old one still there
+        self._suspect = False  # whether the last attach ended its session
         self._refusal: Exception | None = None  # what ended it
         self._lost: Exception | None = None  # what it was lost by last, or refused
 
@@ -150,13 +152,13 @@ class ClientLink(Endpoint):
         try:
             self._start(self._keep())
             while self._state is EndpointState.OPENING:
-                if self._fails_fast and self._carrier.connection is None:
+                if self._fails_fast and (self._carrier.connection is None or self._lost is not None):
                     raise self._outage()
                 await self._changed.wait()
         except BaseException:
             self._abandon()
             raise
-        if self._stop is not None:
+        if self._state is not EndpointState.OPEN:
             raise self._refusal or self._error()
         return self
 
@@ -171,18 +173,22 @@ class ClientLink(Endpoint):
         """Keep a link attached until it is given up."""
         try:
             while self._stop is None:  # the client's end is ours, and then there is nothing to wait for
+                attached = False
                 try:
                     connection = await self._carrier.usable()
                     link = await self._attach_on(connection)
+                    attached = True
+                    self._suspect = False
                     self._pace.succeeded()
                     await self._adopt(link)
                     await self._watch(link)
                 except (AMQPError, TimeoutError, OSError, ValueError) as error:
-                    await self._recover(error)
+                    await self._recover(error, attached)
         except GivenUp as given_up:
             self._refusal = given_up.error
-            stop = stop_of(given_up.error)
-            self._fail(stop if stop.endpoint != "connection" else self._client._stop or stop)
+            for link in self._links:
+                link._abandon()
+            self._fail(stop_of(given_up.error, "link"))
 
     async def _watch(self, link: Any) -> None:
         """Look after the link in use, and its successors on other connections, until one is lost; raise why."""
@@ -198,19 +204,22 @@ class ClientLink(Endpoint):
                     raise
                 await asyncio.sleep(self._pace.failed(Retry.LATER, error))
 
-    async def _recover(self, error: Exception) -> None:
-        """Do what a loss or a refusal asks for before the next attach."""
+    async def _recover(self, error: Exception, attached: bool) -> None:
+        """Do what a loss or a refusal asks for before the next attach.
+
+        Args:
+            error: The loss of a link, or why there is none.
+            attached: Whether it is a loss.
+        """
         self._lost = error
         self._forget_lost()
         redirect = redirect_in(error)
         if redirect is not None and redirect.stop.endpoint == "link":
-            connection = self._carrier.connection
-            options = connection.options if connection is not None else self._client._places[0]
             try:
-                place = redirected(options, redirect)
+                place = redirected(self._carrier.place, redirect)
             except OpenError as forbidden:
                 raise GivenUp(forbidden) from None
-            delay = self._pace.failed(Retry.NOW, error)
+            delay = self._pace.failed(Retry.NOW, error, lost=attached)
             logger.info("< %s: redirected to %s", self._where, place.origin)
             await asyncio.sleep(delay)
             self._carrier = self._client._carrier_to(place)
@@ -221,17 +230,37 @@ class ClientLink(Endpoint):
             self._carrier, self._detour = self._client._main, None
             self._client._changed.wake_all()  # for who closes connections that nobody uses
         elif isinstance(error, EndpointClosed) and error.stop.endpoint == "connection":
+            self._pace.interrupted()
             return  # the connection's carrier has its own pace
-        delay = self._pace.failed(retry_of(error, self._client.options.retries), error)
+        delay = self._pace.failed(self._retry_of(error, attached), error, lost=attached)
         logger.warning("! %s: lost, attaching again in %.1f s: %s", self._where, delay, error)
         if delay:
             await asyncio.sleep(delay)
+
+    def _retry_of(self, error: Exception, attached: bool) -> Retry:
+        retry = retry_of(error, self._client.options.retries)
+        if retry is not Retry.NEVER or not isinstance(error, EndpointClosed) or error.stop.endpoint != "session":
+            return retry
+        # Some peers end the session for what one of its links did: the others are innocent. Whose attach it ends twice
+        # in a row is not.
+        if attached:
+            return Retry.NOW
+        suspected, self._suspect = self._suspect, True
+        return retry if suspected else Retry.LATER
 
     async def _move(self, link: Any) -> Any:
         """Leave a link for one on another connection, which is there or will be; return that.
 
         Where a second link would steal from the first, or is refused, the first is detached before.
         """
+        self._moving = True
+        try:
+            return await self._move_from(link)
+        finally:
+            self._moving = False
+            self._notify()
+
+    async def _move_from(self, link: Any) -> Any:
         deadline = self._loop.time() + self._client.options.handover_timeout
         successor = None
         if not self._exclusive and self._carrier.connection is not None:
@@ -261,7 +290,6 @@ class ClientLink(Endpoint):
         with contextlib.suppress(AMQPError, TimeoutError):
             await link._detach(closed=not link._durable)
         self._forget_lost()
-        self._carrier.changed.wake_all()
 
     # --- to be said by each kind ----------------------------------------------------------------
 
@@ -320,7 +348,7 @@ class ClientLink(Endpoint):
     async def _wait_attached(self) -> None:
         """Wait for something to change while there is no link to use; raise where it is of no use."""
         self._check_open()
-        if self._fails_fast:
+        if self._fails_fast and not self._moving:
             raise self._outage()
         await self._changed.wait()
 
@@ -364,14 +392,15 @@ class ClientLink(Endpoint):
         if self._state is EndpointState.CLOSING:
             await self.wait_closed()
             return
+        deadline = self._loop.time() + self._close_timeout
         self._quiesce()
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._close_timeout):
+                async with asyncio.timeout_at(deadline):
                     await self._finish()
             await self._stop_tasks()
             for link in list(self._links):
-                await link._detach(closed=closed)
+                await link._detach(closed=closed, deadline=deadline)
         except BaseException:
             self._abandon()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -94,8 +95,8 @@ class ClientOptions:
                     "max_connection_age: more than 0 seconds, or None: each connection would be replaced at once"
                 )
         check_seconds(self, "handover_timeout")
-        if self.on_state is not None and not callable(self.on_state):
-            raise ValueError(f"on_state: a function of a StateChange, not {self.on_state!r}")
+        if self.on_state is not None and (not callable(self.on_state) or inspect.iscoroutinefunction(self.on_state)):
+            raise ValueError(f"on_state: a function of a StateChange that does not wait, not {self.on_state!r}")
 
 
 class ClientSenderArguments(SenderArguments, total=False):

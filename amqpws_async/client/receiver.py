@@ -92,11 +92,11 @@ class ClientReceiver(ClientLink):
                 if self._stop.initiator == "local" and self._stop.condition is None:
                     raise StopAsyncIteration
                 raise self._error()
-            if self._fails_fast and not self.attached:
+            if self._fails_fast and not self.attached and not self._moving:
                 raise self._outage()
             if self._paused:
                 self._paused = False
-                if self.attached:
+                if self.attached and not self._moving:
                     self._link._resume()
             await self._waiting.wait()
 
@@ -126,7 +126,8 @@ class ClientReceiver(ClientLink):
         """Call `handler` with each delivery, many at a time, until stopped: as `Receiver.process`, through outages.
 
         Cancelling aborts at once, as there. Settlements that an outage costs are counted as lost, and the peer delivers
-        those messages again. Closing the receiver or the client stops it gracefully, within their `close_timeout`.
+        those messages again. Closing the receiver or the client stops it gracefully; what handlers have not done within
+        their `close_timeout` can no more be settled, and comes again.
 
         Args:
             handler: As for `Receiver.process`.
@@ -200,6 +201,10 @@ class ClientReceiver(ClientLink):
 
     async def _adopt(self, link: Receiver) -> None:
         await super()._adopt(link)
+        if self._waiting:
+            self._paused = False  # as with a link that is there
+        elif any(lost.stop is not None for lost in self._links):
+            self._paused = self._automatic  # what came settled by lost links is taken first, lest it pile up
         link._paused = self._paused
         if self._state is EndpointState.CLOSING:
             link._hold()

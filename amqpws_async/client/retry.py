@@ -8,7 +8,7 @@ import ssl as tls
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from ..errors import (
     AttachError,
@@ -100,6 +100,8 @@ def retry_of(error: BaseException, overrides: Mapping[str | int, Retry]) -> Retr
         if error.stop.condition is None or error.stop.initiator == "transport":
             return Retry.NOW  # the network, the idle timeout, or a peer that gave no reason
         retry = look_up(error.stop.condition, Retry.LATER)
+        if error.stop.condition == "amqp:invalid-field" and error.stop.info.get("invalid-field") == "container-id":
+            return Retry.LATER  # the peer has not noticed yet that our last connection is gone
         # What a lost link or session costs is a link: it worked, so the first attempt to have it back does not wait.
         return Retry.NOW if retry is Retry.LATER and error.stop.endpoint != "connection" else retry
     if isinstance(error, AttachError):
@@ -112,9 +114,9 @@ def retry_of(error: BaseException, overrides: Mapping[str | int, Retry]) -> Retr
         return Retry.NEVER if error.code in _FINAL_TOKEN_ERRORS else Retry.LATER
     if isinstance(error.__cause__, (tls.SSLCertVerificationError, RedirectError)):
         return Retry.NEVER  # not trusted, or a redirect that may not be followed
-    if isinstance(error, (EncodeError, LocalProtocolError, TypeError, ValueError)):
+    if isinstance(error, (EncodeError, LocalProtocolError)):
         return Retry.NEVER  # our own doing
-    return Retry.LATER
+    return Retry.LATER  # whatever a token provider of the user's raises, too
 
 
 def retry_after(error: BaseException) -> float:
@@ -132,12 +134,15 @@ def retry_after(error: BaseException) -> float:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def stop_of(error: Exception) -> StopReason:
-    """Make the reason of an end that `error` brings about."""
+def stop_of(error: Exception, endpoint: Literal["connection", "link"]) -> StopReason:
+    """Make the reason of an end that `error` brings about: never that of an end by the user."""
     if isinstance(error, EndpointClosed):
-        return error.stop
+        stop = error.stop
+        if stop.initiator != "local" or stop.condition is not None:
+            return stop
+        return StopReason(endpoint, "transport", description=f"given up: {stop}", cause=error)
     if isinstance(error, AttachError):
         return StopReason("link", "remote", error.condition, str(error), error.info, cause=error)
     refused = isinstance(error, (HandshakeError, AuthenticationError))
     condition = "amqp:unauthorized-access" if isinstance(error, AuthenticationError) else None
-    return StopReason("connection", "remote" if refused else "transport", condition, str(error), cause=error)
+    return StopReason(endpoint, "remote" if refused else "transport", condition, str(error), cause=error)

@@ -221,19 +221,17 @@ class ClientSender(ClientLink):
 
     async def _resend(self, link: Sender) -> None:
         """Send again what is in doubt, in its order."""
-        doubtful, self._in_doubt = sorted(self._in_doubt, key=lambda resent: resent._number), []
+        doubtful = self._in_doubt
+        doubtful.sort(key=lambda resent: resent._number)
         if doubtful:
             logger.info("> %s: sending %d messages again that were in doubt", self._where, len(doubtful))
-        done = 0
-        try:
-            for resent in doubtful:
-                try:
-                    await link._transmit(resent, resent._data, resent._settled, resent._tag)
-                except MessageTooLarge as error:  # the peer takes less than the one before
-                    resent._on_outcome(StopReason("link", "local", "amqp:link:message-size-exceeded", str(error)))
-                done += 1
-        finally:
-            self._in_doubt += doubtful[done:]
+        while doubtful:  # each stays there until it is sent: the end of this sender tells the fate of what is left
+            resent = doubtful[0]
+            try:
+                await link._transmit(resent, resent._data, resent._settled, resent._tag)
+            except MessageTooLarge as error:  # the peer takes less than the one before
+                resent._on_outcome(StopReason("link", "local", "amqp:link:message-size-exceeded", str(error)))
+            del doubtful[0]
 
     # --- the link ----------------------------------------------------------------------------
 
@@ -280,6 +278,7 @@ class ClientSender(ClientLink):
     def _fail(self, stop: StopReason) -> None:
         if self._stop is None:
             super()._fail(stop)
-            doubtful, self._in_doubt = self._in_doubt, []
-            for resent in sorted(doubtful, key=lambda resent: resent._number):
+            doubtful = sorted(self._in_doubt, key=lambda resent: resent._number)
+            self._in_doubt.clear()
+            for resent in doubtful:
                 resent._on_outcome(stop)

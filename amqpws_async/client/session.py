@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from ..endpoint import Opening
-from ..errors import LocalProtocolError
+from ..errors import AMQPError, LocalProtocolError
 from ..options import SessionOptions
 from ..terminus import as_source, as_target
 from .options import ClientReceiverOptions, ClientSenderOptions
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..session import Session
     from ..terminus import Source, Target
     from .client import Client
+    from .link import ClientLink
     from .options import ClientReceiverArguments, ClientSenderArguments
 
 __all__ = ["ClientSession"]
@@ -55,19 +56,35 @@ class ClientSession:
         return Opening(open)
 
     async def close(self) -> None:
-        """Close every link of the session, and end it.
+        """Close every link of the session, one after the other, and end it.
 
         Cancelling ends it at once.
 
         Raises:
             SessionClosed: The peer answered with an error. Likewise `LinkClosed`.
-            TimeoutError: The peer did not answer within `close_timeout`.
+            TimeoutError: The peer did not answer within `close_timeout`. Whatever is raised first, all are closed.
         """
         self._closed = True
-        for link in [link for link in self.client._links if link._session is self]:
-            await link.close()
-        for session in self._running():
-            await session.close()
+        first: Exception | None = None
+        try:
+            for endpoint in (*self._links(), *self._running()):
+                try:
+                    await endpoint.close()
+                except (AMQPError, TimeoutError) as error:
+                    first = first or error
+        except BaseException:
+            self._abandon()
+            raise
+        if first is not None:
+            raise first
+
+    def _links(self) -> list[ClientLink]:
+        return [link for link in self.client._links if link._session is self]
+
+    def _abandon(self) -> None:
+        self._closed = True
+        for endpoint in (*self._links(), *self._running()):
+            endpoint._abandon()
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,12 +95,8 @@ class ClientSession:
         """Close; if the body failed, without waiting."""
         if error is None:
             await self.close()
-            return
-        self._closed = True
-        for link in [link for link in self.client._links if link._session is self]:
-            link._abandon()
-        for session in self._running():
-            session._abandon()
+        else:
+            self._abandon()
 
     def __repr__(self) -> str:
         return f"<ClientSession {'closed' if self._closed else 'open'} of {self.client!r}>"
