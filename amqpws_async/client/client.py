@@ -390,7 +390,7 @@ class Client:
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         """Start a task of the client's."""
         group = self._group
-        if group is None or self._over.is_set():
+        if group is None:
             work.close()
             raise self._error()
         return group.create_task(work, name=f"{what} of {self.container_id}")
