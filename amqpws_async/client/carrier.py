@@ -148,7 +148,7 @@ class Carrier:
     def _use(self, connection: Connection) -> None:
         self._pace.succeeded()
         self._round.clear()
-        self._connections = [*self.connections(), connection]
+        self._connections = [*(other for other in self.connections() if other is not connection), connection]
         self.connection = connection
         self._answer(None)
         self.changed.wake_all()
@@ -273,6 +273,8 @@ class Carrier:
             due_for_token = self._loop.time() >= token_due
             successor = await self._second(connection, connection.token if due_for_token else None)
             now = self._loop.time()
+            if connection.stop is not None and not isinstance(successor, Connection):
+                return self._lost(connection, opened)
             if successor is None:  # there is no other token yet
                 left = _left(connection)
                 token_due = now + left / 2 if left > LEAST_LIFE else math.inf
@@ -284,10 +286,10 @@ class Carrier:
                 self._client._nudge()
                 with contextlib.suppress(EndpointClosed):  # the client closes, and both connections with it
                     self._client._spawn(self._retire(former), "roll-over")
-            elif connection.stop is None:
-                if _wants_one(successor):
-                    await self._make_way(connection, successor)
-                    return None, Retry.NOW
+            elif _wants_one(successor):
+                await self._make_way(connection, successor)
+                return None, Retry.NOW
+            else:
                 self._answer(successor)
                 delay = pace.failed(Retry.LATER, successor, asked=retry_after(successor))
                 logger.warning(
@@ -325,13 +327,9 @@ class Carrier:
         try:
             while not found and connection.stop is None:
                 await connection._changed.wait()
-            if not found:  # lost: what is under way is an attempt like any other
-                self.connection = None
-                self.changed.wake_all()
-                self._announce(ClientState.RECONNECTING, error=closed_error(self._stop_of(connection), self.origin))
-                await asyncio.wait([task])
         finally:
-            task.cancel()
+            task.cancel()  # if the first is lost, the next attempt is an ordinary one, which knows other places
+        await asyncio.wait([task])
         return found[0] if found else None
 
     def _dues(self, connection: Connection) -> tuple[float, float]:
