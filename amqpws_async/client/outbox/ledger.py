@@ -248,8 +248,9 @@ class Ledger:
         entry.wake()
 
     def on_again(self, entry: Entry) -> None:
-        """Count."""
+        """Count; and it may be dropped now."""
         self.retried += 1
+        self.on_loaded()
 
     def on_loaded(self) -> None:
         """There may be something to drop now."""

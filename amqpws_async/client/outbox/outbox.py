@@ -158,6 +158,10 @@ class Outbox:
             self._state = EndpointState.CLOSED
             ledger.store.stop()
             await self._leave_sender(error)
+            if inspect.iscoroutine(self._opening):
+                self._opening.close()
+            with contextlib.suppress(OutboxError):
+                await ledger.store.close()  # then the file is free
             raise
         ledger.begin(contents)
         if contents.messages:
@@ -380,8 +384,6 @@ class Outbox:
         sender = self._ledger.sender if self._ledger is not None else None
         if sender is not None:
             await sender.__aexit__(type(error), error, error.__traceback__)
-        if inspect.iscoroutine(self._opening):
-            self._opening.close()
 
     def _on_closed(self, ledger: Ledger) -> None:
         """The end: whoever waits is told, and so is what was not sent."""
@@ -389,6 +391,8 @@ class Outbox:
             return
         self._state = EndpointState.CLOSED
         self._closed.wake_all()
+        if inspect.iscoroutine(self._opening):
+            self._opening.close()  # if it has not begun
         ledger.fail(ledger.closed_error)
         if self._path is None:
             self._unsent = [Message.decode(entry.raw) for entry in ledger.pump.outstanding()]

@@ -296,8 +296,8 @@ class Pump:
                 else:
                     entry.wake(error)
             else:
-                window.popleft()
                 self._on_outcome(entry, outcome)
+                window.popleft()
             self._to_transfer.wake_all()
 
     def _on_outcome(self, entry: Entry, outcome: Outcome | None) -> None:
