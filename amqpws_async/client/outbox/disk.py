@@ -167,8 +167,9 @@ class DiskStore:
         self._running = True
         name = f"outbox {self._path.name}"
         work = (weakref.ref(self), self._arguments, self._jobs, self._loop)
-        self._thread = threading.Thread(target=_serve, args=work, name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=_serve, args=work, name=name, daemon=True)
+        thread.start()
+        self._thread = thread
         while self._contents is None and self._error is None:
             await self._changed.wait()
         if self._contents is None:

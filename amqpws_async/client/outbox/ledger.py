@@ -15,7 +15,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ...endpoint import Waiters
 from ...errors import AMQPError, DeliveryUnknown, EndpointClosed, OutboxError, OutboxFull, StopReason, closed_error
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Ledger", "as_message", "copied"]
 
 logger = logging.getLogger(__name__)
+
+LOG_INTERVAL: Final = 1.0  # seconds: in an outage thousands a second may be dropped
 
 
 class Ledger:
@@ -72,6 +74,7 @@ class Ledger:
         self.messages = self.bytes = self.poisoned = self.poisoned_bytes = 0
         self.sent = self.retried = self.dropped = 0
         self.emptied = Waiters(loop)
+        self._logged: dict[str, tuple[float, int]] = {}  # what -> when to log again, how many since
 
     def begin(self, contents: Contents) -> None:
         """Begin with what the store holds."""
@@ -195,12 +198,30 @@ class Ledger:
     def drop(self, message: Message, reason: str) -> None:
         """Count, log and report a message that is given up."""
         self.dropped += 1
-        logger.warning("! %s: dropped %s: %s", self._where, _named(message), reason)
+        self._log("dropped", message, reason)
         if self._options.on_drop is not None:
             try:
                 self._options.on_drop(message, reason)
             except Exception:
                 logger.exception("! %s: on_drop failed", self._where)
+
+    def _log(self, what: str, message: Message, reason: str) -> None:
+        """Log what became of a message, one of them each second; that line says how many there were."""
+        now = self._loop.time()
+        not_before, others = self._logged.get(what, (now, 0))
+        if now >= not_before:
+            more = f", and {others} others since the last such line" if others else ""
+            logger.warning("! %s: %s %s: %s%s", self._where, what, _named(message), reason, more)
+            self._logged[what] = now + LOG_INTERVAL, 0
+        else:
+            self._logged[what] = not_before, others + 1
+
+    def log_rest(self) -> None:
+        """Log how many messages no line has told of yet."""
+        for what, (_, others) in self._logged.items():
+            if others:
+                logger.warning("! %s: %s %d others since the last such line", self._where, what, others)
+        self._logged.clear()
 
     # --- the store's calls ------------------------------------------------------------------------
 
@@ -271,7 +292,7 @@ class Ledger:
             self.poisoned += 1
             self.poisoned_bytes += len(entry.raw)
             self.store.poison(poisoned)
-            logger.warning("! %s: set aside %s: %s", self._where, _named(Message.decode(entry.raw)), reason)
+            self._log("set aside", Message.decode(entry.raw), reason)
         else:
             self.store.remove(entry.sequence)
             self.drop(Message.decode(entry.raw), reason)

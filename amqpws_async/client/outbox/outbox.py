@@ -398,7 +398,8 @@ class Outbox:
             self._unsent = [Message.decode(entry.raw) for entry in ledger.pump.outstanding()]
             for message in self._unsent:
                 ledger.drop(message, "the outbox, in memory, was closed before it was sent")
-        elif ledger.messages:
+        ledger.log_rest()
+        if ledger.messages and self._path is not None:
             logger.info("= %s: closed with %d messages in %s, not sent", self._where, ledger.messages, self._path)
 
     async def __aexit__(
