@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import random
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -187,6 +188,78 @@ async def test_a_cancelled_flush_or_close_disturbs_others(path: Path | None) -> 
         assert await soon(closes[1]) == (0 if path is None else 1)
         assert outbox.state is amqp.EndpointState.CLOSED
         assert desk.closed == ["abandon"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_random_events_lose_or_miscount_a_message(
+    path: Path | None, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever peers, links and callers do at random: each message has one fate, and its caller knows."""
+    dice = random.Random(seed)
+    monkeypatch.setattr(pump, "READY_MESSAGES", dice.choice([1, 3, 1000]))
+    kinds = [amqp.Accepted()] * 8 + [amqp.Released(), amqp.Rejected(), amqp.ConnectionClosed(LOST), HOLD, HOLD]
+    desk = Desk(lambda _: dice.choice(kinds))
+    accepted: list[Any] = []
+    dropped: list[Any] = []
+    told: dict[Any, str] = {}
+
+    def settle() -> None:
+        for fate in desk.fates:
+            if fate.open and dice.random() < 0.5:
+                fate.settle(dice.choice([*kinds[:10], amqp.DeliveryUnknown(fate.message, LOST)]))
+
+    async def send(outbox: Outbox, task: int) -> None:
+        for number in range(25):
+            body = b"%d %d" % (task, number)
+            wait: Any = dice.choice(["stored", "settled"])
+            sending = asyncio.create_task(outbox.send(message(body), wait=wait))
+            if dice.random() < 0.2:
+                await turns(dice.randrange(4))
+                sending.cancel()
+            await asyncio.wait([sending])
+            if sending.cancelled():
+                continue
+            error = sending.exception()
+            told[body] = wait if error is None else type(error).__name__
+
+    async with opened(
+        desk,
+        path,
+        max_messages=dice.choice([1, 5, 1000]),
+        overflow=dice.choice(["wait", "raise", "drop_oldest"]),
+        in_flight=dice.choice([1, 4, 1000]),
+        max_attempts=3,
+        retry_interval=0.001,
+        on_drop=lambda given, _: dropped.append(given.body),
+    ) as outbox:
+        senders = [asyncio.create_task(send(outbox, task)) for task in range(6)]
+        async with asyncio.timeout(PATIENCE):
+            while outbox.statistics.stored or not all(sender.done() for sender in senders):
+                settle()
+                await asyncio.sleep(0.001)
+        for sender in senders:
+            sender.result()
+        accepted = [fate.message.body for fate in desk.fates if fate._outcome == amqp.Accepted()]
+        poisoned = [poison.message.body for poison in await outbox.poisoned()]
+        now = outbox.statistics
+    assert (now.stored, now.bytes, now.in_flight) == (0, 0, 0)
+    assert (now.sent, now.poisoned, now.dropped) == (len(accepted), len(poisoned), len(dropped))
+    fates = [*accepted, *poisoned, *dropped]
+    assert len(set(fates)) == len(fates), "one fate each"
+    refused = {body for body, how in told.items() if how == "OutboxFull" and body not in dropped}
+    assert refused.isdisjoint(fates)
+    assert told.keys() - refused <= set(fates)
+    assert {body for body, how in told.items() if how == "settled"} <= set(accepted)
+    assert {body for body, how in told.items() if how.startswith("Message")} <= {*poisoned, *dropped}
+    assert set(told.values()) <= {"stored", "settled", "OutboxFull", "MessageRejected", "MessageReleased"}
+    ids: dict[Any, Any] = {}
+    for fate in desk.fates:
+        assert ids.setdefault(fate.message.body, fate.message.message_id) == fate.message.message_id
+    for task in range(6):
+        numbers = [int(body.split()[1]) for body in ids if body.startswith(b"%d " % task)]
+        assert numbers == sorted(numbers), "in order, where they come for the first time"
+    if path is not None:
+        assert await stored(path) == []
 
 
 # --- sending -------------------------------------------------------------------------------------
@@ -565,7 +638,7 @@ async def test_a_sender_that_ended_is_used(path: Path | None) -> None:
         await outbox.send(message(b"0"))
         in_flight = asyncio.create_task(outbox.send(message(b"1"), wait="settled"))
         behind = asyncio.create_task(outbox.send(message(b"2"), wait="settled"))
-        await until(lambda: outbox.statistics.stored == 3)
+        await until(lambda: outbox.statistics.stored == 3 and desk.fates)
         desk.fates[0].settle()
         await until(lambda: len(desk.fates) == 2)
         flush = asyncio.create_task(outbox.flush())
