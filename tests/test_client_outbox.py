@@ -381,6 +381,40 @@ async def test_a_real_broker_sees_something_else(path: Path | None) -> None:
             await outbox.close()
 
 
+async def test_an_outage_loses_or_reorders(path: Path | None) -> None:
+    """With a client, messages are taken before there was a connection, and sent through outages, each in its turn."""
+    broker = Broker(close_timeout=0.2)
+    await broker.start()
+    await broker.abort()
+    backoff = amqp.Backoff(initial=0.01, maximum=0.02)
+    async with amqp.Client(broker.url, background=True, backoff=backoff) as client:
+        sender = client.sender("orders", on_unknown="resend", snd_settle_mode=amqp.SenderSettleMode.UNSETTLED)
+        async with Outbox(sender, path, address="orders") as outbox:
+            await fill(outbox, *range(10))
+            for outage in range(1, 4):
+                await broker.start()
+                await outbox.send(message(b"%d" % (outage * 10)), wait="settled")
+                await fill(outbox, *range(outage * 10 + 1, outage * 10 + 10))
+                await broker.abort()
+            await broker.start()
+            await soon(outbox.flush())
+    came = [int(bytes(given.body)) for given in broker.messages("orders")]  # type: ignore[arg-type]
+    assert list(dict.fromkeys(came)) == list(range(40))
+    ids = {(int(bytes(given.body)), given.message_id) for given in broker.messages("orders")}  # type: ignore[arg-type]
+    assert len(ids) == 40
+    await broker.close()
+
+
+async def test_a_close_waits_for_a_broker_that_is_away_twice(tmp_path: Path) -> None:
+    """When `close_timeout` has passed, the sender is not waited for, too."""
+    desk = Desk(hold)
+    outbox = await Outbox(desk, tmp_path / "o", close_timeout=0.05).open()
+    await outbox.send(MESSAGE)
+    await until(lambda: desk.fates)
+    assert await soon(outbox.close()) == 1
+    assert desk.closed == ["abandon"]
+
+
 # --- room ----------------------------------------------------------------------------------------
 
 

@@ -222,9 +222,7 @@ async def test_a_full_disk_loses_messages_in_silence(tmp_path: Path) -> None:
     outbox = SmallOutbox(desk, tmp_path / "o", close_timeout=0.2)
     acknowledged: list[int] = []
     async with outbox:
-        with pytest.raises(
-            OutboxError, match="the disk is full, so nothing more is stored"
-        ) as caught:
+        with pytest.raises(OutboxError, match="the disk is full, so nothing more is stored") as caught:
             for number in range(100):
                 await outbox.send(amqp.Message(bytes(3000), subject=str(number)))
                 acknowledged.append(number)

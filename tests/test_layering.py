@@ -271,7 +271,7 @@ def _attributes(module: str) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("name", ["create_task", "ensure_future", "TaskGroup", "gather", "as_completed"])
 def test_only_those_who_own_tasks_make_them(name: str) -> None:
-    """The runner is a connection's one task; client, outbox, handler runner, token refresher, testing, cli own theirs."""
+    """The runner is a connection's one task; the others that own tasks are few, and named here."""
     wrong = [
         f"{module}:{line}"
         for module in INNER

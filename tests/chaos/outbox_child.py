@@ -21,58 +21,16 @@ ADDRESS = "outbox-kill"
 TASKS = 16
 SIZES = (10, 100, 1000, 20_000)  # bytes of a body
 PAUSE = 0.004  # seconds at most between two messages of a task
-RETRY = 0.02  # seconds between attempts to connect
-
-
-class ReconnectingSender:
-    """A sender that connects again whenever its connection is gone.
-
-    What was in doubt then is the outbox's to send again, and first: so the transfer that finds the link gone fails, and
-    only the next one makes another.
-    """
-
-    address = ADDRESS
-    stop = None
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._connection: amqp.Connection | None = None
-        self._sender: amqp.Sender | None = None
-
-    async def transfer(self, message: amqp.Message | bytes, /) -> amqp.PendingDelivery:
-        """Sends once there is a link."""
-        sender = self._sender or await self._connect()
-        try:
-            return await sender.transfer(message)
-        except amqp.EndpointClosed:
-            self._sender = None
-            raise
-
-    async def _connect(self) -> amqp.Sender:
-        await self.close()
-        while True:
-            try:
-                self._connection = await amqp.connect(self._url)
-                self._sender = await self._connection.sender(ADDRESS)
-                return self._sender
-            except (amqp.AMQPError, OSError, TimeoutError):
-                await asyncio.sleep(RETRY)
-
-    async def close(self) -> None:
-        """Closes the connection there is."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+BACKOFF = amqp.Backoff(initial=0.02, maximum=0.1)
 
 
 @contextlib.asynccontextmanager
 async def opened(url: str, path: str, durability: Literal["normal", "full"]) -> AsyncIterator[Outbox]:
-    """The outbox under test."""
-    async with Outbox(ReconnectingSender(url), path, durability=durability) as outbox:
-        yield outbox
+    """The outbox under test, which takes messages with the broker away, too."""
+    async with amqp.Client(url, background=True, backoff=BACKOFF) as client:
+        sender = client.sender(ADDRESS, on_unknown="resend", snd_settle_mode=amqp.SenderSettleMode.UNSETTLED)
+        async with Outbox(sender, path, address=ADDRESS, durability=durability) as outbox:
+            yield outbox
 
 
 async def send(outbox: Outbox, run: str, task: int, chance: random.Random) -> None:

@@ -20,7 +20,8 @@ from typing import Self, Unpack
 
 from ...endpoint import BODY_FAILED_TIMEOUT, EndpointState, Waiters
 from ...errors import AMQPError, LocalProtocolError, OutboxError, OutboxUnsent, closed_error
-from ...message import Message, MessageId, check_encoded
+from ...message import Message, MessageId
+from ...sender import encoded
 from .disk import DiskStore
 from .ledger import Ledger, as_message, copied
 from .options import OutboxArguments, OutboxOptions, OutboxStatistics, PoisonedMessage, Wait
@@ -351,7 +352,9 @@ class Outbox:
             await asyncio.wait([task])
             ledger.fail(ledger.closed_error)
             await ledger.store.close()
-            if ledger.sender is not None:
+            if ledger.pump.window:  # its time is up
+                await self._leave_sender(asyncio.CancelledError())
+            elif ledger.sender is not None:
                 await ledger.sender.close()
         except BaseException as error:
             await self._abort(ledger, error)
@@ -431,11 +434,7 @@ class Outbox:
 def _identified(message: Message | bytes) -> tuple[bytes, MessageId]:
     """Encode a message, with a message-id if it has none; the caller's own stays as it is."""
     if not isinstance(message, Message):
-        if not isinstance(message, (bytes, bytearray, memoryview)):
-            raise TypeError(
-                f"send a Message, or the bytes of an encoded one, not {type(message).__name__}: try Message(...)"
-            )
-        message = Message.decode(check_encoded(bytes(message)))
+        message = Message.decode(encoded(message))
     message_id = message.message_id
     if message_id is None:
         # A copy: one that is sent again and again, as a template, is a new message each time.
