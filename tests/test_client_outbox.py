@@ -21,7 +21,7 @@ from amqpws_async.client.outbox.ledger import copied
 from amqpws_async.errors import OutboxError, OutboxFull, OutboxUnsent, StopReason
 from amqpws_async.testing import Broker
 
-from .outbox_desk import HOLD, LOST, Desk, no_thread_is_left, opened, stored, until
+from .outbox_desk import HOLD, LOST, Desk, Fate, no_thread_is_left, opened, stored, until
 from .peer import PATIENCE
 from .test_cancellation import interrupted
 from .test_promises import soon, turns
@@ -847,6 +847,29 @@ async def test_an_outbox_that_is_not_open_takes_messages(path: Path | None) -> N
     assert await outbox.close() == 0
 
 
+async def test_a_failed_opening_leaves_the_sender_to_be_opened(tmp_path: Path) -> None:
+    """A sender that was never asked for is not opened, and nobody complains that it was not."""
+
+    async def opening() -> Desk:
+        raise AssertionError
+
+    with pytest.raises(OutboxError, match="its folder does not exist"):
+        await Outbox(opening(), tmp_path / "missing" / "o").open()
+
+
+async def test_an_outbox_is_closed_while_it_is_opened(tmp_path: Path) -> None:
+    """That is refused, and the opening goes on; cancelling it is the way."""
+    outbox = Outbox(Desk(), tmp_path / "o")
+    opening = asyncio.create_task(outbox.open())
+    await asyncio.sleep(0)
+    with pytest.raises(amqp.LocalProtocolError, match="cancel that to close it"):
+        await outbox.close()
+    with pytest.raises(amqp.LocalProtocolError, match="not open yet"):
+        await outbox.send(MESSAGE)
+    await soon(opening)
+    await outbox.close()
+
+
 async def test_an_outbox_that_was_never_opened_keeps_its_sender(path: Path | None) -> None:
     """Closing it closes the sender, and it cannot be opened any more."""
     desk = Desk()
@@ -880,9 +903,20 @@ async def test_a_close_gives_up_what_is_in_flight(path: Path | None) -> None:
         assert await stored(path) == bodies(2, 3)
 
 
-async def test_a_close_waits_for_credit(tmp_path: Path) -> None:
+class Reluctant(Desk):
+    """Takes some turns to give up a transfer."""
+
+    async def transfer(self, message: amqp.Message | bytes, /) -> Fate:
+        try:
+            return await super().transfer(message)
+        finally:
+            await turns(5)
+
+
+@pytest.mark.parametrize("kind", [Desk, Reluctant])
+async def test_a_close_waits_for_credit(tmp_path: Path, kind: type[Desk]) -> None:
     """On disk, what waits for credit or through an outage is safe: it does not hold up the close."""
-    desk = Desk()
+    desk = kind()
     desk.starve()
     outbox = await Outbox(desk, tmp_path / "o", close_timeout=LONG).open()
     await fill(outbox, 0, 1)

@@ -249,9 +249,9 @@ class Pump:
                 raise
             else:
                 self.window.append((entry, pending))
-                self._to_settle.wake_all()
             finally:
                 self._current = None
+                self._to_settle.wake_all()
         self._to_settle.wake_all()
 
     async def _next(self) -> Entry | None:
