@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import sys
@@ -58,4 +59,5 @@ async def main(url: str, path: str, durability: Literal["normal", "full"], run: 
 
 
 if __name__ == "__main__":
+    logging.getLogger("amqpws_async").setLevel(logging.ERROR)  # that the broker is gone is no news here
     asyncio.run(main(*sys.argv[1:]))  # type: ignore[arg-type]
