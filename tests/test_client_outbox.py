@@ -785,7 +785,7 @@ async def test_an_outbox_waits_for_its_sender(path: Path | None) -> None:
 
 
 async def test_an_outbox_closed_before_its_sender_came_waits(path: Path | None) -> None:
-    """The opening is cancelled at once, and the message stays."""
+    """On disk the opening is cancelled at once, and the message stays; from memory it would be lost, so that waits."""
     cancelled = asyncio.Event()
 
     async def opening() -> Desk:
@@ -795,7 +795,7 @@ async def test_an_outbox_closed_before_its_sender_came_waits(path: Path | None) 
             cancelled.set()
         raise AssertionError
 
-    outbox = await Outbox(opening(), path, close_timeout=LONG).open()
+    outbox = await Outbox(opening(), path, close_timeout=0.05 if path is None else LONG).open()
     await outbox.send(MESSAGE)
     await turns()
     if path is None:
@@ -804,6 +804,27 @@ async def test_an_outbox_closed_before_its_sender_came_waits(path: Path | None) 
     else:
         assert await soon(outbox.close()) == 1
     assert cancelled.is_set()
+
+
+async def test_messages_in_memory_are_lost_as_their_sender_comes() -> None:
+    """A sender that is there within `close_timeout` gets all that is in memory; with nothing there, nothing waits."""
+    desk = Desk()
+
+    async def opening() -> Desk:
+        await asyncio.sleep(0.05)
+        return desk
+
+    outbox = await Outbox(opening()).open()
+    await fill(outbox, 0, 1)
+    await soon(outbox.close())
+    assert desk.bodies == bodies(0, 1)
+    assert desk.closed == ["close"]
+
+    async def never() -> Desk:
+        await asyncio.sleep(LONG)
+        raise AssertionError
+
+    await soon((await Outbox(never(), close_timeout=LONG).open()).close())
 
 
 async def test_a_sender_that_cannot_be_opened_is_waited_for(path: Path | None) -> None:

@@ -346,7 +346,9 @@ class Outbox:
         try:
             ledger.close()
             ledger.pump.finish()
-            if ledger.sender is not None and ledger.failure is None:
+            # The opening of a sender is only waited for where messages would be lost.
+            worth = ledger.sender is not None or (self._path is None and ledger.messages > 0)
+            if worth and ledger.failure is None:
                 await asyncio.wait([task], timeout=timeout)
             task.cancel()
             await asyncio.wait([task])
