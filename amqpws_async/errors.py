@@ -19,6 +19,9 @@
     +- SettlementLost            your accept, reject, ... cannot reach the peer any more: .stop
     +- LocalProtocolError        you asked for what AMQP forbids now; nothing was sent
     |  +- MessageTooLarge
+    +- OutboxError               an outbox cannot store or read: locked, full disk, foreign or damaged file
+    |  +- OutboxFull             no room: .size, .limit
+    |  +- OutboxUnsent           closed with messages in memory that were not sent: .messages
     +- RemoteProtocolError       the peer broke the protocol
     +- DecodeError               bytes that are no AMQP value or message (also a ValueError)
     +- EncodeError               a value that AMQP cannot carry (also a ValueError)
@@ -29,7 +32,7 @@ No message, repr or attribute of any of them carries a token, password or Author
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -55,6 +58,9 @@ __all__ = [
     "MessageReleased",
     "MessageTooLarge",
     "OpenError",
+    "OutboxError",
+    "OutboxFull",
+    "OutboxUnsent",
     "RedirectError",
     "RemoteProtocolError",
     "SessionClosed",
@@ -358,6 +364,39 @@ class SettlementLost(AMQPError):
         super().__init__(f"{place}settlement lost, {stop}; the peer will deliver the message again")
         self.stop = stop
         self.__cause__ = stop.cause
+
+
+# --- outbox ----------------------------------------------------------------------
+
+
+class OutboxError(AMQPError):
+    """An outbox cannot store or read; the text says why, and what to do."""
+
+
+class OutboxFull(OutboxError):
+    """There is no room in the outbox: nothing was stored, or an older message was dropped for a newer one.
+
+    Attributes:
+        size: What there would be with the message: messages or bytes, by which limit it is.
+        limit: The limit, `max_messages` or `max_bytes`.
+    """
+
+    def __init__(self, text: str, *, size: int, limit: int) -> None:
+        super().__init__(text)
+        self.size = size
+        self.limit = limit
+
+
+class OutboxUnsent(OutboxError):
+    """An outbox in memory was closed with messages that the peer has not accepted.
+
+    Attributes:
+        messages: The messages, in their order. Those that were in flight may have arrived.
+    """
+
+    def __init__(self, text: str, *, messages: Sequence[Message]) -> None:
+        super().__init__(text)
+        self.messages = messages
 
 
 # --- protocol --------------------------------------------------------------------

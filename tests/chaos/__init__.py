@@ -1,0 +1,1 @@
+"""The package while things break at random, replayable from a seed."""
