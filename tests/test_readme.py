@@ -144,6 +144,7 @@ async def test_event_mesh_takes_less_than_fifteen_lines(tmp_path: Path) -> None:
 async def test_the_snippets_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In the order of the text, with a connection, a sender and a receiver that are open."""
     monkeypatch.setenv("TOKEN", "an-access-token")
+    monkeypatch.chdir(tmp_path)
     async with (
         EventMesh(tls=False) as mesh,
         Broker() as broker,

@@ -4,6 +4,7 @@
 * `states`: where a client is. `options`: what can be chosen.
 * `redirect`: where a redirect leads. `carrier`: one connection kept alive.
 * `link`: a link kept attached; `sender` and `receiver`: what that means for each. `session`.
+* `outbox`: messages that are stored before they are sent.
 * `client`: all of it together.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from .backoff import Backoff
 from .client import Client, ClientHealth
 from .options import ClientOptions, ClientReceiverOptions, ClientSenderOptions
+from .outbox import Outbox, OutboxOptions, OutboxStatistics, PoisonedMessage
 from .receiver import ClientReceiver
 from .retry import RETRIES, Retry
 from .sender import ClientSender, ResentDelivery
@@ -30,6 +32,10 @@ __all__ = [
     "ClientSenderOptions",
     "ClientSession",
     "ClientState",
+    "Outbox",
+    "OutboxOptions",
+    "OutboxStatistics",
+    "PoisonedMessage",
     "ResentDelivery",
     "Retry",
     "StateChange",

@@ -14,6 +14,7 @@ import uuid
 import weakref
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
@@ -29,9 +30,10 @@ from ..errors import (
 )
 from ..link import LinkHealth
 from ..options import ConnectionOptions, SessionOptions
-from ..terminus import as_source, as_target
+from ..terminus import SenderSettleMode, as_source, as_target
 from .carrier import Carrier
 from .options import ClientOptions, ClientReceiverOptions, ClientSenderOptions
+from .outbox import Outbox, OutboxOptions
 from .receiver import ClientReceiver
 from .sender import ClientSender
 from .session import ClientSession
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from ..terminus import Source, Target
     from .link import ClientLink
     from .options import ClientArguments, ClientReceiverArguments, ClientSenderArguments
+    from .outbox import OutboxArguments
 
 __all__ = ["Client", "ClientHealth"]
 
@@ -287,6 +290,37 @@ class Client:
         async def open() -> ClientReceiver:
             self._check_open()
             return await ClientReceiver(self._default, terminus, made)._open()
+
+        return Opening(open)
+
+    def outbox(
+        self, target: str | Target | None, path: str | Path | None = None, **options: Unpack[OutboxArguments]
+    ) -> Opening[Outbox]:
+        """Open an outbox: messages are stored first, then sent; await it, or use it in ``async with``.
+
+        It takes messages at once, whether there is a connection or not. Cancelling leaves no file open.
+
+        Args:
+            target: As for `Session.sender`.
+            path: The file to store in, new or from before; None, the default, stores in memory.
+            **options: The other fields of `OutboxOptions`.
+
+        Raises:
+            OutboxError: The file cannot be used; the text says why.
+            ConnectionClosed: The client has ended.
+            ValueError: An option is out of range.
+        """
+        OutboxOptions(path=path, **options)
+        terminus = as_target(target)
+
+        async def open() -> Outbox:
+            self._check_open()
+            # Not awaited here: what is to be sent is stored before there is a link.
+            sender = self.sender(
+                terminus, on_unknown="resend", outage="wait", snd_settle_mode=SenderSettleMode.UNSETTLED
+            )
+            address = terminus.address if terminus is not None else None
+            return await Outbox(sender, path, address=address, **options).open()
 
         return Opening(open)
 

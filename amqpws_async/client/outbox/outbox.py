@@ -22,7 +22,6 @@ from ...endpoint import BODY_FAILED_TIMEOUT, EndpointState, Waiters
 from ...errors import AMQPError, LocalProtocolError, OutboxError, OutboxUnsent, closed_error
 from ...message import Message, MessageId
 from ...sender import encoded
-from .disk import DiskStore
 from .ledger import Ledger, as_message, copied
 from .options import OutboxArguments, OutboxOptions, OutboxStatistics, PoisonedMessage, Wait
 from .pump import OutboxSender, Pump
@@ -174,6 +173,10 @@ class Outbox:
     def _make_store(self, ledger: Ledger) -> Store:
         if self._path is None:
             return MemoryStore(ledger)
+        try:
+            from .disk import DiskStore  # sqlite3 takes time to load, and some builds of Python are without it
+        except ImportError as error:
+            raise OutboxError(f"{self._where}: a file needs Python's sqlite3 module: {error}") from error
         return DiskStore(ledger, self._path, self._options.durability, self._address)
 
     async def __aenter__(self) -> Self:
@@ -281,7 +284,7 @@ class Outbox:
     async def retry_poisoned(self, sequences: Collection[int] | None = None) -> int:
         """Send poison again, behind all that is stored, with its attempts forgotten; it may pass the limits by that.
 
-        Cancelled, it may be done all the same.
+        Cancelling stops the waiting alone: it may be done all the same.
 
         Args:
             sequences: Those of the messages to move; None, the default, is all.
@@ -298,7 +301,9 @@ class Outbox:
         return await ledger.store.retry(sequences, first)
 
     async def discard_poisoned(self, sequences: Collection[int] | None = None) -> int:
-        """Delete poison for good; nothing is reported to `on_drop`. Cancelled, it may be done all the same.
+        """Delete poison for good; nothing is reported to `on_drop`.
+
+        Cancelling stops the waiting alone: it may be done all the same.
 
         Args:
             sequences: Those of the messages to delete; None, the default, is all.
