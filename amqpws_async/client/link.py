@@ -159,6 +159,8 @@ class ClientLink(Endpoint):
             self._abandon()
             raise
         if self._state is not EndpointState.OPEN:
+            if self._stop is None:
+                self._client._check_open()  # the client closes: say that, rather than what it does to its links
             raise self._refusal or self._error()
         return self
 
