@@ -137,9 +137,9 @@ class Carrier:
         retry = Retry.NOW
         try:
             while True:
-                connection = await self._establish(error, retry)
-                self._use(connection)
-                error, retry = await self._carry(connection)
+                self._use(await self._establish(error, retry))
+                error = None  # its traceback holds all that was lost
+                error, retry = await self._carry()
         except GivenUp as given_up:
             self._end(given_up.error)
         finally:
@@ -254,12 +254,14 @@ class Carrier:
 
     # --- a connection in use -----------------------------------------------------------------
 
-    async def _carry(self, connection: Connection) -> tuple[Exception | None, Retry]:
+    async def _carry(self) -> tuple[Exception | None, Retry]:
         """Look after the connection in use, and its successors, until none is left.
 
         Returns:
             What it ended with, None if it was given up for the next one, and what follows.
         """
+        connection = self.connection
+        assert connection is not None
         opened = self._loop.time()
         age_due, token_due = self._dues(connection)
         pace = Pace(Backoff(), self._loop.time)
@@ -286,6 +288,7 @@ class Carrier:
                 self._client._nudge()
                 with contextlib.suppress(EndpointClosed):  # the client closes, and both connections with it
                     self._client._spawn(self._retire(former), "roll-over")
+                del former, successor  # not kept for as long as this one lasts
             elif _wants_one(successor):
                 await self._make_way(connection, successor)
                 return None, Retry.NOW

@@ -159,6 +159,8 @@ class ClientLink(Endpoint):
             self._abandon()
             raise
         if self._state is not EndpointState.OPEN:
+            if self._stop is None:
+                self._client._check_open()  # the client closes: say that, rather than what it does to its links
             raise self._refusal or self._error()
         return self
 
@@ -175,13 +177,13 @@ class ClientLink(Endpoint):
             while self._stop is None:  # the client's end is ours, and then there is nothing to wait for
                 attached = False
                 try:
-                    connection = await self._carrier.usable()
-                    link = await self._attach_on(connection)
+                    link = await self._attach_on(await self._carrier.usable())
                     attached = True
                     self._suspect = False
                     self._pace.succeeded()
                     await self._adopt(link)
-                    await self._watch(link)
+                    del link  # the client may move from it while this goes on
+                    await self._watch(self._link)
                 except (AMQPError, TimeoutError, OSError, ValueError) as error:
                     await self._recover(error, attached)
         except GivenUp as given_up:
