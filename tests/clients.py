@@ -85,6 +85,14 @@ async def until(true: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
+@contextlib.asynccontextmanager
+async def relinked(*links: amqp.ClientSender | amqp.ClientReceiver) -> AsyncIterator[None]:
+    """Waits at its end until these links, which the body has had lost, are back."""
+    before = [link.link for link in links]
+    yield
+    await until(lambda: all(each.attached and each.link is not old for each, old in zip(links, before, strict=True)))
+
+
 async def soon(wait: Awaitable[T]) -> T:
     """Waits for something that must not hang."""
     async with asyncio.timeout(PATIENCE):
@@ -109,3 +117,10 @@ async def beside(coroutine: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Tas
         await asyncio.wait([task])
         if not task.cancelled():
             task.exception()
+
+
+def body_of(message: amqp.Message | bytes) -> bytes:
+    """The body of a message that has one data section, encoded or not."""
+    body = (amqp.Message.decode(message) if isinstance(message, bytes) else message).body
+    assert isinstance(body, bytes)
+    return body

@@ -433,7 +433,7 @@ async def test_a_cancelled_step_loses_a_change() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
                 await anext(states)
-        async with beside(anext(states)) as step:  # type: ignore[arg-type]
+        async with beside(anext(states)) as step:
             await turns()
             step.cancel()
             await broker.disconnect()
@@ -795,19 +795,19 @@ async def test_the_table_is_for_statuses_alone() -> None:
         "amqp:link:detach-forced": amqp.Retry.NEVER,
     }
     not_found = RefuseLink(error=amqp.ErrorCondition("amqp:not-found", "for now"), times=2)
-    async with Broker(faults=[dataclasses.replace(closing("amqp:not-allowed"), times=1), not_found]) as broker:
-        async with opened(broker.url, retries=retries) as client:
-            sender = await soon(client.sender("q").__aenter__())
-            assert await soon(sender.send(MESSAGE)) == amqp.Accepted()
-            broker.faults.detach_links("q")
-            await until(lambda: sender.stop)
-            with pytest.raises(amqp.LinkClosed):
-                await soon(sender.send(MESSAGE))
-            assert client.state is CONNECTED
-            broker.faults.close_connections()
-            await until(lambda: client.state is CLOSED)
-            assert client.stop is not None
-            assert client.stop.condition == "amqp:connection:forced"
+    plan = [dataclasses.replace(closing("amqp:not-allowed"), times=1), not_found]
+    async with Broker(faults=plan) as broker, opened(broker.url, retries=retries) as client:
+        sender = await soon(client.sender("q").__aenter__())
+        assert await soon(sender.send(MESSAGE)) == amqp.Accepted()
+        broker.faults.detach_links("q")
+        await until(lambda: sender.stop)
+        with pytest.raises(amqp.LinkClosed):
+            await soon(sender.send(MESSAGE))
+        assert client.state is CONNECTED
+        broker.faults.close_connections()
+        await until(lambda: client.state is CLOSED)
+        assert client.stop is not None
+        assert client.stop.condition == "amqp:connection:forced"
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception]]] = {
