@@ -23,7 +23,7 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
 from ..endpoint import Endpoint, EndpointState
-from ..errors import AMQPError, AttachError, EndpointClosed, LinkClosed, OpenError, StopReason
+from ..errors import AMQPError, AttachError, EndpointClosed, LinkClosed, OpenError, StopReason, closed_error
 from ..link import LinkHealth
 from ..terminus import Target
 from .backoff import GivenUp, Pace
@@ -356,8 +356,11 @@ class ClientLink(Endpoint):
 
     def _outage(self) -> EndpointClosed:
         """A new exception for who does not want to wait for the link to come back."""
-        if self._carrier.connection is None:
+        connection = self._carrier.connection
+        if connection is None:
             return self._client._outage()
+        if connection.stop is not None:  # just now
+            return closed_error(connection.stop, self._where)
         description = f"not attached now, after: {self._lost}" if self._lost is not None else "not attached yet"
         return LinkClosed(StopReason("link", "transport", description=description, cause=self._lost), self._where)
 
