@@ -58,6 +58,7 @@ class Ledger:
         self.resend = resend
         self.issued = 0
         self.duplicates = 0
+        self.excused = 0  # declined by the broker: their senders may not have been told, and send them again
         self.fates = bytearray(capacity)
         self._arrivals = bytearray(capacity)
         self._seen = bytearray(capacity)
@@ -112,8 +113,11 @@ class Ledger:
             self._report(Breach("duplicates are the same", f"message {number} has no message-id"))
         latest = self._latest.get(stream, -1)
         if number < latest and self.fates[number] not in (Fate.IN_DOUBT, Fate.GIVEN_UP):
-            text = f"message {number} of stream {stream} came after {latest}"
-            self._report(Breach("order is kept", text))
+            if self.excused:
+                self.excused -= 1
+            else:
+                text = f"message {number} of stream {stream} came after {latest}"
+                self._report(Breach("order is kept", text))
         self._latest[stream] = max(number, latest)
 
     # --- at the receiver ---------------------------------------------------------------------

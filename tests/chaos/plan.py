@@ -78,6 +78,7 @@ class Step:
         number: Its place in the plan.
         kind: One of `KINDS`, `SECURE` and `FINAL`.
         values: What exactly.
+        lead: Seconds that the messages let through with it have before.
         pause: Seconds to wait afterwards.
         recover: Whether to wait until the clients are well again before the next.
     """
@@ -85,6 +86,7 @@ class Step:
     number: int
     kind: str
     values: Mapping[str, Any] = field(default_factory=dict)
+    lead: float = 0.0
     pause: float = 0.0
     recover: bool = False
 
@@ -110,8 +112,9 @@ def plan(seed: int, station: int, *, secure: bool, final: bool) -> Iterator[Step
         kind = draw.choices(list(weights), list(weights.values()))[0]
         recover = draw.random() < 0.5 or in_a_row >= MOST_IN_A_ROW
         in_a_row = 0 if recover else in_a_row + 1
+        lead = draw.choice((0.0, draw.uniform(0.0, 0.005), draw.uniform(0.0, 0.03), draw.uniform(0.0, 0.1)))
         pause = draw.choice((0.0, draw.uniform(0.0, 0.05), draw.uniform(0.0, 0.4)))
-        yield Step(number, kind, _values(kind, draw), pause, recover)
+        yield Step(number, kind, _values(kind, draw), lead, pause, recover)
 
 
 def _values(kind: str, draw: random.Random) -> dict[str, Any]:

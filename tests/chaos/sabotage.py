@@ -173,7 +173,7 @@ class Saboteur:
             await self._provoke(values.get("then", "disconnect"))
         elif fault.on in ("attach", "attached"):
             broker.faults.detach_links(role=fault.role)
-        struck = await until(lambda: broker.faults.counts[name] > before + (name == "DetachLink" and 0), STRIKE)
+        struck = await until(lambda: broker.faults.counts[name] > before, STRIKE)
         if isinstance(fault, LoseOutcome):  # so that its fate is decided
             await until(lambda: broker.faults.counts[name] >= before + (fault.times or 1), 0.2)
             self._detach_senders(values["then"])
@@ -183,6 +183,8 @@ class Saboteur:
         elif fault.times != 1:
             await until(lambda: broker.faults.counts[name] >= before + (fault.times or 1), 0.5)
         broker.faults.clear()
+        if isinstance(fault, DeclineMessage):
+            station.ledger.excused += broker.faults.counts[name] - before
         return struck
 
     def _made(self, step: Step) -> Fault:

@@ -384,6 +384,7 @@ class Station:
             await self._step(step)
 
     async def _step(self, step: Step) -> None:
+        await asyncio.sleep(step.lead)
         await self.saboteur.do(step)
         await asyncio.sleep(step.pause)
         if step.recover:
