@@ -87,6 +87,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Clients among faults of all kinds, a quarter of an hour of them; `-- --short` is the form for every day."""
+    session.install("-e", ".[test]")
+    session.run("python", "-W", "error", "-m", "tests.chaos", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """This library and other clients on the same work; `-- --quick` shows that all runs, `-- --help` the rest."""
     session.install("-e", ".[test]")

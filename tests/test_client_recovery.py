@@ -62,3 +62,18 @@ async def test_connections_that_were_lost_are_forgotten() -> None:
         await until(client.ready)
         gc.collect()
         assert len(lost) <= 1
+
+
+@pytest.mark.parametrize("role", ["sender", "receiver"])
+async def test_a_link_with_a_name_comes_back_under_it(role: str) -> None:
+    """A named link that the peer detached is detached by us as well before it is attached again."""
+    async with Broker() as broker, amqp.Client(broker.url, **QUICK) as client:
+        open_link: Any = client.sender if role == "sender" else client.receiver
+        async with open_link("orders", name="the-link") as link:
+            for _ in range(3):
+                first = link.link
+                assert broker.faults.detach_links() == 1
+                await until(lambda before=first: link.attached and link.link is not before)  # type: ignore[misc]
+                assert link.link.name == "the-link"
+        assert client.connection is not None
+        assert broker.statistics().connections_total == 1

@@ -92,6 +92,8 @@ class _EngineLink:
         except (ValueError, TypeError) as exc:
             problem = str(exc) or type(exc).__name__
         if not problem:
+            # What is queued is framed first: proton sends attaches before detaches, and the name may have been in use.
+            lib.pn_transport_pending(self.engine._t)
             public.open()
             return
         # A new exception, not chained: the traceback of the first holds the wrapper, which must not outlive the link.
