@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import amqpws_async as amqp
 from amqpws_async.errors import ErrorCondition
@@ -23,6 +23,20 @@ NOT_ALLOWED = ErrorCondition("amqp:not-allowed", "by an operator")
 
 STATES = amqp.ClientState
 
+T = TypeVar("T")
+
+
+async def soon(awaitable: Awaitable[T]) -> T:
+    """Waits for something that must not hang."""
+    async with asyncio.timeout(PATIENCE):
+        return await awaitable
+
+
+async def fates(pending: list[Any]) -> list[str]:
+    """What became of deliveries, each of which must be told."""
+    results: list[Any] = await soon(asyncio.gather(*pending, return_exceptions=True))
+    return [type(result).__name__ for result in results]
+
 
 async def until(true: Callable[[], object]) -> None:
     """Returns when something has become true."""
@@ -35,8 +49,8 @@ async def lost(client: amqp.Client, lose: Callable[[], Any]) -> None:
     """Loses the connection, and returns when the client is ready on another one."""
     former = client.connection
     result = lose()
-    if result is not None and not isinstance(result, int):
-        await result
+    if isinstance(result, Awaitable):
+        await soon(result)
     await until(lambda: client.connection is not former and client.ready())
 
 

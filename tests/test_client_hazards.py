@@ -28,8 +28,8 @@ from amqpws_async.testing.faults import (
     link_redirect,
 )
 
-from .client_frame import MESSAGE, NOT_ALLOWED, NOT_FOUND, QUICK, STATES, lost, proxied, unplugged, until
-from .test_promises import soon, turns
+from .client_frame import MESSAGE, NOT_ALLOWED, NOT_FOUND, QUICK, STATES, fates, lost, proxied, soon, unplugged, until
+from .test_promises import turns
 
 # --- the client ends while links wait -------------------------------------------------------------
 
@@ -76,7 +76,7 @@ async def test_a_connection_closed_behind_the_client_is_a_loss() -> None:
         assert client.connection is not None
         await lost(client, client.connection.close)
         broker.faults.inject(RefuseUpgrade(times=None))
-        waiting = asyncio.create_task(anext(receiver))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(receiver.__anext__())
         await client.connection.close()
         with pytest.raises(amqp.ConnectionClosed, match="503"):
             await soon(waiting)
@@ -87,7 +87,7 @@ async def test_openers_are_told_that_the_client_closes() -> None:
     client = amqp.Client("ws://127.0.0.1:1", background=True, **QUICK)
     await client.open()
     openers: list[Awaitable[Any]] = [client.sender("orders"), client.receiver("orders")]
-    waiting = [asyncio.ensure_future(soon(opener)) for opener in openers]  # type: ignore[arg-type]
+    waiting = [asyncio.create_task(soon(opener)) for opener in openers]
     await turns()
     await client.close()
     for task in waiting:
@@ -157,12 +157,6 @@ async def resending(broker: Broker, sender: amqp.ClientSender, credit_after: flo
     await until(lambda: sender._links)
     assert sender.unsettled == 3
     return pending
-
-
-async def fates(pending: list[Any]) -> list[str]:
-    """What became of deliveries, each of which must be told."""
-    results = await soon(asyncio.gather(*pending, return_exceptions=True))
-    return [type(result).__name__ for result in results]
 
 
 async def test_a_sender_given_up_tells_what_waits_to_be_resent() -> None:
@@ -328,10 +322,10 @@ async def test_settled_deliveries_do_not_pile_up() -> None:
             broker.put("orders", amqp.Message(b"%d" % number))
         await until(lambda: receiver.queued == 10)
         for _ in range(5):
-            former = receiver.link
             broker.faults.detach_links("orders")
-            await until(lambda former=former: receiver.attached and receiver.link is not former)
-            await client.sender("other").__aenter__()  # by then the broker would have sent
+            await until(lambda: not receiver.attached)
+            await until(lambda: receiver.attached)
+            await soon((await client.sender("other")).send(MESSAGE))  # by then the broker would have sent more
             assert receiver.queued == 10
             assert len(receiver._links) <= 2
         bodies = [(await soon(receiver.receive())).message.body for _ in range(100)]
@@ -428,14 +422,14 @@ async def test_a_refused_attach_is_raised_where_waiting_is_not_wanted() -> None:
 
 async def test_a_link_closes_within_one_timeout() -> None:
     """A sender whose outcome does not come is closed after one close_timeout, not after one for each step."""
-    async with Broker() as broker, amqp.Client(broker.url, **QUICK | {"close_timeout": 0.5}) as client:
+    async with Broker() as broker, amqp.Client(broker.url, **QUICK) as client:
         sender = await client.sender("orders")
         broker.faults.inject(LoseOutcome())
         pending = await sender.transfer(MESSAGE)
         began = time.monotonic()
         with contextlib.suppress(TimeoutError):
             await soon(sender.close())
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 1.8
         assert await fates([pending]) == ["DeliveryUnknown"]
 
 
