@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -468,5 +467,3 @@ async def test_a_coroutine_function_for_on_state_is_refused() -> None:
     with pytest.raises(ValueError, match="on_state"):
         amqp.Client("ws://127.0.0.1:1", on_state=on_state)
 
-
-CALLS: list[Callable[..., Any]] = []

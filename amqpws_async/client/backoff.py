@@ -25,7 +25,8 @@ class Backoff:
         maximum: Seconds that no delay is longer than, 30 by default, except where a server's Retry-After says so.
         stable_after: Seconds that a connection or link must have lasted, 10 by default, for earlier failures to be
             forgotten. Less lets a broker that accepts and drops connections be asked in quick succession.
-        max_attempts: Attempts that may fail in a row before it is given up; None, the default, is no limit.
+        max_attempts: Attempts that may fail in a row before it is given up; None, the default, is no limit. Where there
+            are several places, each is tried all the same.
         max_time: Seconds since the first failure in a row after which it is given up; None, the default, is no limit.
 
     Raises:
@@ -111,7 +112,8 @@ class Pace:
             raise GivenUp(error)
         delay = 0.0 if more else max(asked, self._delay(retry))
         lasted = now + delay - self._since
-        if self._attempts == backoff.max_attempts or (backoff.max_time is not None and lasted > backoff.max_time):
+        most = math.inf if backoff.max_attempts is None or lost or more else backoff.max_attempts
+        if self._attempts >= most or (backoff.max_time is not None and lasted > backoff.max_time):
             error.add_note(f"given up after {self._attempts} attempts in {now - self._since:.1f} s (backoff)")
             raise GivenUp(error)
         return delay
