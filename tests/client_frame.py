@@ -54,6 +54,13 @@ async def lost(client: amqp.Client, lose: Callable[[], Any]) -> None:
     await until(lambda: client.connection is not former and client.ready())
 
 
+async def relinked(link: amqp.ClientSender | amqp.ClientReceiver, lose: Callable[[], Any]) -> None:
+    """Loses a link, and returns when there is another."""
+    former = link.link
+    lose()
+    await until(lambda: link.attached and link.link is not former)
+
+
 class Tokens:
     """A provider that keeps its token until it is asked for another, and counts them."""
 

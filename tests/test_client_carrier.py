@@ -11,7 +11,7 @@ import pytest
 import amqpws_async as amqp
 from amqpws_async.auth import oauth2
 from amqpws_async.auth.oauth2 import ClientCredentials, TokenRefresher
-from amqpws_async.testing import Broker, TokenServer
+from amqpws_async.testing import Broker, FaultProxy, TokenServer
 from amqpws_async.testing.faults import (
     CloseConnection,
     DelayOutcome,
@@ -170,6 +170,37 @@ async def test_one_place_that_is_busy_does_not_delay_another() -> None:
         assert client.connection is not None
         assert client.connection.options.url == other.url
         assert [(change.state, change.delay) for change in states] == [(STATES.CONNECTING, 0), (STATES.CONNECTED, 0)]
+        await client.close()
+
+
+async def test_a_place_that_is_busy_is_left_alone_for_as_long_as_it_asks() -> None:
+    """A URL with a Retry-After is not asked before, while the rounds go on with the others, which need not wait."""
+    busy = Broker(faults=[RefuseUpgrade(status=503, retry_after=120, times=None)])
+    async with busy, Broker() as broker, FaultProxy(broker.url) as proxy:
+        proxy.refuse()
+        for urls in ([busy.url, proxy.url], [proxy.url, busy.url]):
+            asked = busy.faults.counts["RefuseUpgrade"]
+            states: list[amqp.StateChange] = []
+            client = amqp.Client(urls, on_state=states.append, background=True, **QUICK)
+            await client.open()
+            await until(lambda states=states: len(states) > 5)
+            assert busy.faults.counts["RefuseUpgrade"] == asked + 1
+            proxy.accept()
+            await until(client.ready)
+            proxy.refuse()
+            await client.close()
+
+
+async def test_places_that_are_all_busy_are_asked_when_the_first_of_them_may() -> None:
+    """Where every URL has a Retry-After, the shortest of them is heeded."""
+    states: list[amqp.StateChange] = []
+    one = Broker(faults=[RefuseUpgrade(status=503, retry_after=60, times=None)])
+    other = Broker(faults=[RefuseUpgrade(status=429, retry_after=90, times=None)])
+    async with one, other:
+        client = amqp.Client([one.url, other.url], on_state=states.append, background=True, **QUICK)
+        await client.open()
+        await until(lambda: len(states) == 2)
+        assert [round(change.delay) for change in states] == [0, 60]
         await client.close()
 
 
@@ -466,4 +497,3 @@ async def test_a_coroutine_function_for_on_state_is_refused() -> None:
 
     with pytest.raises(ValueError, match="on_state"):
         amqp.Client("ws://127.0.0.1:1", on_state=on_state)
-

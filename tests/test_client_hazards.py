@@ -28,7 +28,20 @@ from amqpws_async.testing.faults import (
     link_redirect,
 )
 
-from .client_frame import MESSAGE, NOT_ALLOWED, NOT_FOUND, QUICK, STATES, fates, lost, proxied, soon, unplugged, until
+from .client_frame import (
+    MESSAGE,
+    NOT_ALLOWED,
+    NOT_FOUND,
+    QUICK,
+    STATES,
+    fates,
+    lost,
+    proxied,
+    relinked,
+    soon,
+    unplugged,
+    until,
+)
 from .test_promises import turns
 
 # --- the client ends while links wait -------------------------------------------------------------
@@ -322,9 +335,7 @@ async def test_settled_deliveries_do_not_pile_up() -> None:
             broker.put("orders", amqp.Message(b"%d" % number))
         await until(lambda: receiver.queued == 10)
         for _ in range(5):
-            broker.faults.detach_links("orders")
-            await until(lambda: not receiver.attached)
-            await until(lambda: receiver.attached)
+            await relinked(receiver, lambda: broker.faults.detach_links("orders"))
             await soon((await client.sender("other")).send(MESSAGE))  # by then the broker would have sent more
             assert receiver.queued == 10
             assert len(receiver._links) <= 2
@@ -355,9 +366,7 @@ async def test_manual_credit_is_granted_once_at_a_roll_over(monkeypatch: pytest.
 async def test_a_durable_subscription_without_a_name_keeps_the_one_made_up() -> None:
     """A durable subscription comes back under the name that it had, also where its user gave none."""
     async with Broker() as broker, amqp.Client(broker.url, container_id="reader", **QUICK) as client:
-        source = amqp.Source(
-            "topic:news", durable=TerminusDurability.UNSETTLED_STATE, expiry_policy=ExpiryPolicy.NEVER
-        )
+        source = amqp.Source("topic:news", durable=TerminusDurability.UNSETTLED_STATE, expiry_policy=ExpiryPolicy.NEVER)
         receiver = await client.receiver(source)
         assert receiver.link is not None
         name = receiver.link.name
@@ -438,14 +447,12 @@ async def test_the_roll_over_of_a_link_does_not_restart_its_stable_time() -> Non
     options = QUICK | {"backoff": amqp.Backoff(initial=0.01, stable_after=0.2)}
     async with Broker() as broker, amqp.Client(broker.url, **options) as client:
         sender = await client.sender("orders")
-        broker.faults.detach_links("orders")
-        await until(lambda: sender._pace.failures == 1 and sender.attached)
+        await relinked(sender, lambda: broker.faults.detach_links("orders"))
+        assert sender._pace.failures == 1
         began = time.monotonic()
         while time.monotonic() - began < 0.25:
             await soon(client.roll_over())
-        former = sender.link
-        broker.faults.detach_links("orders")
-        await until(lambda: sender.attached and sender.link is not former)
+        await relinked(sender, lambda: broker.faults.detach_links("orders"))
         assert sender._pace.failures == 1
 
 
@@ -484,4 +491,3 @@ async def test_a_link_that_is_closed_is_forgotten() -> None:
         assert not client._links
         assert len(kept) == 0
         assert client.state is STATES.CONNECTED
-

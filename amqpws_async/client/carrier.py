@@ -80,6 +80,7 @@ class Carrier:
         self._pace = Pace(backoff, self._loop.time)
         self._round: deque[ConnectionOptions] = deque()  # places that this round has not tried yet
         self._ruled_out: list[ConnectionOptions] = []  # places that have refused us for good, since the last connection
+        self._busy: dict[str, float] = {}  # when, by the loop's clock, URLs whose server asked us to wait may be tried
         self._last = self.places[0]  # the place in use, or tried last
         self._stale: Token | None = None  # one that the peer has had enough of
         self._connections: list[Connection] = []
@@ -195,7 +196,7 @@ class Carrier:
             place = self._last
             if error is not None:
                 more = bool(self._round) and detour is None
-                delay = self._pace.failed(retry, error, asked=retry_after(error), more=more, lost=lost)
+                delay = self._pace.failed(retry, error, asked=self._asked_to_wait(), more=more, lost=lost)
                 waiting = self._client.state is ClientState.CONNECTING
                 self._announce(
                     ClientState.CONNECTING if waiting else ClientState.RECONNECTING, delay=delay, error=error
@@ -207,6 +208,7 @@ class Carrier:
                 return await self._open(place, self._stale)
             except Exception as failure:
                 error, lost = failure, False
+                self._busy[place.url] = self._loop.time() + retry_after(failure)
                 retry = await self._judge(failure, place)
 
     async def _judge(self, failure: Exception, place: ConnectionOptions) -> Retry:
@@ -249,8 +251,15 @@ class Carrier:
             elif self._last in places:
                 first = places.index(self._last)
                 places = places[first:] + places[:first]
-            self._round.extend(place for place in places if place not in self._ruled_out)
+            places = [place for place in places if place not in self._ruled_out]
+            now = self._loop.time()
+            self._round.extend([place for place in places if self._busy.get(place.url, 0.0) <= now] or places)
         return self._round.popleft()
+
+    def _asked_to_wait(self) -> float:
+        """Seconds until the first place may be tried."""
+        free = [self._busy.get(place.url, 0.0) for place in self.places if place not in self._ruled_out]
+        return max(0.0, min(free, default=0.0) - self._loop.time())
 
     # --- a connection in use -----------------------------------------------------------------
 

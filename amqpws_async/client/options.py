@@ -48,7 +48,8 @@ class ClientOptions:
 
     Attributes:
         randomize: Try several URLs in random order, False by default: in the given one. After a loss the URL in use is
-            the first to be tried again, then the others without a wait; a delay comes between rounds.
+            the first to be tried again, then the others without a wait; a delay comes between rounds. One whose server
+            asked us to wait (Retry-After) is left out of them until then, unless all have.
         background: False, the default: opening the client waits for its first connection, and raises what is final.
             True: it returns at once, so that a service can start before its broker; see `Client.ready`.
         outage: What calls do while there is no connection or no link: ``"wait"``, the default, for as long as it takes
