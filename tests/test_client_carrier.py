@@ -173,22 +173,21 @@ async def test_one_place_that_is_busy_does_not_delay_another() -> None:
         await client.close()
 
 
-async def test_a_place_that_is_busy_is_left_alone_for_as_long_as_it_asks() -> None:
+@pytest.mark.parametrize("order", [1, -1])
+async def test_a_place_that_is_busy_is_left_alone_for_as_long_as_it_asks(order: int) -> None:
     """A URL with a Retry-After is not asked before, while the rounds go on with the others, which need not wait."""
+    states: list[amqp.StateChange] = []
     busy = Broker(faults=[RefuseUpgrade(status=503, retry_after=120, times=None)])
     async with busy, Broker() as broker, FaultProxy(broker.url) as proxy:
         proxy.refuse()
-        for urls in ([busy.url, proxy.url], [proxy.url, busy.url]):
-            asked = busy.faults.counts["RefuseUpgrade"]
-            states: list[amqp.StateChange] = []
-            client = amqp.Client(urls, on_state=states.append, background=True, **QUICK)
-            await client.open()
-            await until(lambda states=states: len(states) > 5)
-            assert busy.faults.counts["RefuseUpgrade"] == asked + 1
-            proxy.accept()
-            await until(client.ready)
-            proxy.refuse()
-            await client.close()
+        urls = [busy.url, proxy.url][::order]
+        client = amqp.Client(urls, on_state=states.append, background=True, **QUICK)
+        await client.open()
+        await until(lambda: len(states) > 5)
+        assert busy.faults.counts["RefuseUpgrade"] == 1
+        proxy.accept()
+        await until(client.ready)
+        await client.close()
 
 
 async def test_places_that_are_all_busy_are_asked_when_the_first_of_them_may() -> None:
@@ -206,12 +205,15 @@ async def test_places_that_are_all_busy_are_asked_when_the_first_of_them_may() -
 
 async def test_one_place_that_is_none_does_not_end_the_client() -> None:
     """A URL that answers 404 is left aside while another works."""
-    async with Broker(authorize=lambda headers, path: 404) as nobody, Broker() as broker:
-        async with amqp.Client([nobody.url, broker.url], **QUICK) as client:
-            for _ in range(3):
-                await lost(client, broker.disconnect)
-            assert client.connection is not None
-            assert client.connection.options.url == broker.url
+    async with (
+        Broker(authorize=lambda headers, path: 404) as nobody,
+        Broker() as broker,
+        amqp.Client([nobody.url, broker.url], **QUICK) as client,
+    ):
+        for _ in range(3):
+            await lost(client, broker.disconnect)
+        assert client.connection is not None
+        assert client.connection.options.url == broker.url
 
 
 async def test_places_that_are_all_none_end_the_client() -> None:
@@ -362,13 +364,15 @@ async def test_a_roll_over_that_is_refused_raises(status: int) -> None:
 async def test_a_place_for_one_connection_is_left_first() -> None:
     """Where a second connection is refused for being one, the first makes way, and that is said."""
     states: list[amqp.StateChange] = []
-    async with Broker(max_connections=1) as broker:
-        async with amqp.Client(broker.url, on_state=states.append, **QUICK) as client:
-            sender, former = await client.sender("orders"), client.connection
-            await soon(client.roll_over())
-            assert client.connection is not former
-            await soon(sender.send(MESSAGE))
-            assert [change.state for change in states] == [STATES.CONNECTED, STATES.RECONNECTING, STATES.CONNECTED]
+    async with (
+        Broker(max_connections=1) as broker,
+        amqp.Client(broker.url, on_state=states.append, **QUICK) as client,
+    ):
+        sender, former = await client.sender("orders"), client.connection
+        await soon(client.roll_over())
+        assert client.connection is not former
+        await soon(sender.send(MESSAGE))
+        assert [change.state for change in states] == [STATES.CONNECTED, STATES.RECONNECTING, STATES.CONNECTED]
 
 
 async def test_an_old_connection_goes_with_its_last_link() -> None:
