@@ -224,7 +224,7 @@ async def test_a_timed_out_receive_loses_a_message() -> None:
         assert Counter(seen) == Counter(b"%d" % number for number in range(15))
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 async def test_a_cancellation_somewhere_loses_a_message(data: st.DataObject) -> None:
     """Random losses and cancelled receives: each message is accepted in the end, and none settled twice."""

@@ -668,7 +668,7 @@ async def test_rolling_over_in_an_outage_hangs() -> None:
         await broker.start()
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data())
 async def test_trouble_somewhere_breaks_the_promise(data: st.DataObject) -> None:
     """Random roll-overs and losses at random moments: with "resend" each message arrives, and the client is whole."""

@@ -485,7 +485,7 @@ async def test_tasks_that_share_a_sender_lose_messages(mode: Any) -> None:
             assert any(isinstance(result, amqp.DeliveryUnknown) for result in results)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 async def test_a_loss_somewhere_breaks_the_promise(data: st.DataObject) -> None:
     """Random losses: what was accepted arrived; what was sent again has the same bytes; the order holds."""
