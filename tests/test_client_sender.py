@@ -485,7 +485,7 @@ async def test_tasks_that_share_a_sender_lose_messages(mode: Any) -> None:
             assert any(isinstance(result, amqp.DeliveryUnknown) for result in results)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 async def test_a_loss_somewhere_breaks_the_promise(data: st.DataObject) -> None:
     """Random losses: what was accepted arrived; what was sent again has the same bytes; the order holds."""
@@ -937,13 +937,26 @@ async def test_detaching_a_sender_closes_it() -> None:
         assert peer.detached == [("one", False, None), ("two", True, None)]
 
 
-async def test_a_named_link_has_another_name_later() -> None:
-    """A name of the user's is the link's on each connection."""
-    async with Peer() as peer, opened(peer.url) as client:
+@losses
+async def test_a_named_link_has_another_name_later(loss: str) -> None:
+    """A name of the user's is the link's each time, and is free again before it is used again."""
+    async with Broker() as broker, opened(broker.url) as client:
         sender = await client.sender("q", name="mine")
-        peer.conversation.drop()
-        await until(lambda: len(peer.conversations) == 2 and sender.attached)
-        assert [list(each.links) for each in peer.conversations] == [["mine"], ["mine"]]
+        receiver = await client.receiver("r", name="mine")
+        for _ in range(3):
+            async with relinked(sender, receiver):
+                if loss == "detach":
+                    broker.faults.detach_links()
+                elif loss == "end":
+                    broker.faults.end_sessions()
+                elif loss == "close":
+                    broker.faults.close_connections()
+                else:
+                    await broker.disconnect()
+            assert await soon(sender.send(MESSAGE)) == amqp.Accepted()
+            assert {link.name for link in client.health().links} == {"mine"}
+        assert broker.statistics().connections_total == (1 if loss in ("detach", "end") else 4)
+        assert len(bodies(broker)) == 3
 
 
 async def test_a_dropped_link_comes_back_after_its_close() -> None:

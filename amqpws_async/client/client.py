@@ -354,6 +354,7 @@ class Client:
         task = self._task
         if task is None:  # never opened
             return
+        self._check_loop()
         if self._stop is not None or self.state is ClientState.CLOSING:
             await asyncio.wait([task])
             return
@@ -502,8 +503,14 @@ class Client:
     def _check_open(self) -> None:
         if self._task is None:
             raise LocalProtocolError("open the client first: use it in `async with`, or await its open()")
+        self._check_loop()
         if self._stop is not None or self.state is ClientState.CLOSING:
             raise self._error()
+
+    def _check_loop(self) -> None:
+        """Refuse another event loop before it has put the client out of order: tasks and futures are of one loop."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise LocalProtocolError("this client was opened in another event loop: make a Client for each")
 
     def _error(self) -> EndpointClosed:
         """A new exception for whoever wants something of a client that ends or has ended."""

@@ -275,6 +275,7 @@ class ClientLink(Endpoint):
             await self._adopt(successor)
             self._start(self._retire(link, deadline))
         else:
+            self._give_back(link)
             await self._retire(link, deadline)
             successor = await self._attach_on(await self._carrier.usable())
             await self._adopt(successor)
@@ -310,6 +311,9 @@ class ClientLink(Endpoint):
     async def _leave(self, link: Any, deadline: float) -> None:
         """Stop using a link that is to be left."""
         raise NotImplementedError
+
+    def _give_back(self, link: Any) -> None:
+        """Give back what nobody has in hand of a link that has to go before the next one comes."""
 
     async def _settled(self, link: Any) -> None:
         """Wait until nothing of a link is in hand."""

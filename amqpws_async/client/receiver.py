@@ -219,6 +219,12 @@ class ClientReceiver(ClientLink):
             async with asyncio.timeout(min(DRAIN_ANSWER, max(0.0, deadline - self._loop.time()))):
                 await link.drain()
 
+    def _give_back(self, link: Receiver) -> None:
+        # Whoever should take it may be the one who waits for the move, or long about it; the next link brings it again.
+        if link.stop is None:
+            link._release_queue()
+            link._runner.wake()
+
     async def _settled(self, link: Receiver) -> None:
         while link.stop is None and link._link.unsettled:
             await link._changed.wait()

@@ -245,9 +245,17 @@ class Engine:
             raise LocalProtocolError(
                 f"all {limit + 1} channels are in use (channel-max {limit}): end a session before beginning another"
             )
+        self._write_ends()
         session = EngineSession(self, self._connection.session(), handler)
         session.begin(incoming_capacity)
         return session
+
+    def _write_ends(self) -> None:
+        """Have proton write detaches and ends now that are queued, as in one go it writes attaches and begins first.
+
+        A link that is attached again by its name would else be attached twice for a moment, which is an error.
+        """
+        lib.pn_transport_pending(self._t)
 
     def outgoing(self) -> list[OutgoingDelivery]:
         """The deliveries without outcome, oldest first."""

@@ -62,10 +62,12 @@ class EngineSession:
 
     def sender(self, name: str, handler: SenderHandler) -> EngineSender:
         """Make a sending link, not attached yet."""
+        self.engine._write_ends()
         return EngineSender(self, self._public.sender(name), handler)
 
     def receiver(self, name: str, handler: ReceiverHandler) -> EngineReceiver:
         """Make a receiving link, not attached yet."""
+        self.engine._write_ends()
         return EngineReceiver(self, self._public.receiver(name), handler)
 
     def end(self, error: ErrorCondition | None = None) -> None:
