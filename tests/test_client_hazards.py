@@ -361,9 +361,7 @@ async def test_manual_credit_is_granted_once_at_a_roll_over(monkeypatch: pytest.
 async def test_a_durable_subscription_without_a_name_keeps_the_one_made_up() -> None:
     """A durable subscription comes back under the name that it had, also where its user gave none."""
     async with Broker() as broker, amqp.Client(broker.url, container_id="reader", **QUICK) as client:
-        source = amqp.Source(
-            "topic:news", durable=TerminusDurability.UNSETTLED_STATE, expiry_policy=ExpiryPolicy.NEVER
-        )
+        source = amqp.Source("topic:news", durable=TerminusDurability.UNSETTLED_STATE, expiry_policy=ExpiryPolicy.NEVER)
         receiver = await client.receiver(source)
         assert receiver.link is not None
         name = receiver.link.name
@@ -490,4 +488,3 @@ async def test_a_link_that_is_closed_is_forgotten() -> None:
         assert not client._links
         assert len(kept) == 0
         assert client.state is STATES.CONNECTED
-
