@@ -108,6 +108,11 @@ class Runner:
         self.dirty = True
         self._task = self.loop.create_task(self._run(), name=f"amqpws_async {self.options.container_id}")
 
+    @property
+    def over(self) -> bool:
+        """Whether the task has ended, and the network connection with it."""
+        return self._task is not None and self._task.done()
+
     async def finished(self) -> None:
         """Wait for the task's end; cancelling stops the waiting alone."""
         if self._task is not None:

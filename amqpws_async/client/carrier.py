@@ -103,8 +103,8 @@ class Carrier:
             await self.changed.wait()
 
     def connections(self) -> list[Connection]:
-        """Every connection that is not over: the one in use, and those that links are still to leave."""
-        self._connections = [connection for connection in self._connections if connection.stop is None]
+        """Every connection that has a task: the one in use, those that links are still to leave, those just lost."""
+        self._connections = [connection for connection in self._connections if not connection._runner.over]
         return self._connections
 
     @property

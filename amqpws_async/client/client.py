@@ -405,7 +405,11 @@ class Client:
                 raise _Over
         except* _Over:
             self._group = None
-            for connection in self._connections():  # those that `close` has left to be closed in order
+            connections = self._connections()  # those that `close` has left to be closed in order
+            for connection in connections:
+                if connection.stop is not None:  # lost just now, and perhaps waiting for the peer's WebSocket close
+                    connection._abandon()
+            for connection in connections:
                 with contextlib.suppress(AMQPError, TimeoutError):
                     await connection.close()
         except* Exception as failed:
