@@ -44,11 +44,12 @@ from .signals import stopped_by
 if TYPE_CHECKING:
     from .receiver import Delivery
 
-__all__ = ["ProcessArguments", "ProcessOptions", "ProcessStatistics", "Processor"]
+__all__ = ["FAILED", "ProcessArguments", "ProcessOptions", "ProcessStatistics", "Processor"]
 
 logger = logging.getLogger(__name__)
 
-FAILED: Final = Modified(delivery_failed=True)  # given back, and counted as a failed attempt
+FAILED: Final[Outcome] = Modified(delivery_failed=True)
+"""What a receiver's `failure_outcome` is as a rule: given back, and counted as a failed attempt."""
 
 DRAIN_ANSWER: Final = 5.0  # seconds for the peer to use up or give back the credit; some brokers never answer a drain
 
@@ -88,10 +89,11 @@ class ProcessOptions:
             the default, is no limit: a handler that hangs then holds its place for ever.
         on_error: What becomes of a delivery whose handler raised: a mapping of exception classes to outcomes, of which
             the nearest base class counts, or a function of delivery and exception, which must not block. By default,
-            and where either has no answer, it is ``Modified(delivery_failed=True)``: the broker delivers the message
-            again, counts the attempts, and by its own limit moves it to a dead-letter queue. ``Rejected()`` ends a
-            message at the first failure, and a broker without such a queue drops it; ``Released()`` counts nothing,
-            so a message that always fails comes back for ever.
+            and where either has no answer, it is the receiver's `failure_outcome`, as a rule
+            ``Modified(delivery_failed=True)``: the broker delivers the message again, counts the attempts, and by its
+            own limit moves it to a dead-letter queue. ``Rejected()`` ends a message at the first failure, and a broker
+            without such a queue drops it; on SAP Event Mesh it is the default, as there it is what counts an attempt.
+            ``Released()`` counts nothing, so a message that always fails comes back for ever.
         max_delivery_count: Failed attempts after which a message is rejected without calling the handler. None, the
             default, leaves that to the broker.
         stop: Set it to stop gracefully; several receivers may share one.
@@ -167,6 +169,7 @@ class ProcessStatistics:
 class Supply(Protocol):
     """What a `Processor` takes deliveries from: a `Receiver`, or a client's."""
 
+    failure_outcome: Outcome
     _automatic: bool
     _loop: asyncio.AbstractEventLoop
 
@@ -209,6 +212,7 @@ class Processor:
         self._options = ProcessOptions(**options)
         self._receiver = receiver
         self._handler = handler
+        self._failed = receiver.failure_outcome
         self._loop = receiver._loop
         self._counts: Counter[str] = Counter()
         self._busy_time = 0.0
@@ -460,18 +464,18 @@ class Processor:
         """What the user's table says of an error."""
         table = self._options.on_error
         if table is None:
-            return FAILED
+            return self._failed
         if isinstance(table, Mapping):
-            return next((table[kind] for kind in type(error).__mro__ if kind in table), FAILED)
+            return next((table[kind] for kind in type(error).__mro__ if kind in table), self._failed)
         try:
             outcome = table(delivery, error)
         except Exception:
             logger.exception("! %s: on_error failed on %s", self._receiver._where, _named(delivery))
-            return FAILED
+            return self._failed
         if outcome is not None and type(outcome) not in _COUNTED:
             logger.error("! %s: on_error gave no outcome, but %s", self._receiver._where, type(outcome).__name__)
-            return FAILED
-        return outcome or FAILED
+            return self._failed
+        return outcome or self._failed
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Settle and count; this never waits."""
@@ -485,7 +489,7 @@ class Processor:
             counted = "settled"  # by the handler
         except EncodeError as error:
             logger.error("! %s: on_error gave what AMQP cannot carry: %s", self._receiver._where, error)
-            await self._settle(delivery, FAILED)
+            await self._settle(delivery, FAILED if outcome is self._failed else self._failed)
             return
         self._counts[counted] += 1
 

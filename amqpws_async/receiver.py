@@ -22,7 +22,7 @@ from .engine import AttachFields, EngineReceiver, RemoteAttach
 from .errors import ErrorCondition, LocalProtocolError, SettlementLost, StopReason
 from .link import Link
 from .message import ACCEPTED, RELEASED, Message, Modified, Outcome, Received, Rejected, lazy, sole_data
-from .processing import Processor
+from .processing import FAILED, Processor
 from .terminus import ReceiverSettleMode, as_target
 
 if TYPE_CHECKING:
@@ -221,6 +221,10 @@ class Receiver(Link):
     Made by `Session.receiver` or `Connection.receiver`. Iteration ends after `close` or `detach`; if the peer or the
     network ends the link, it raises. Deliveries that wait in the queue when the link stops are dropped, as the peer
     will deliver them again, except those that came settled.
+
+    Attributes:
+        failure_outcome: How `process` ends a delivery whose handler failed and to which its `on_error` has no answer:
+            ``Modified(delivery_failed=True)``, unless this is set, or the receiver is one of `eventmesh`.
     """
 
     role = "receiver"
@@ -235,6 +239,7 @@ class Receiver(Link):
         paused: bool = False,
     ) -> None:
         super().__init__(session, options.name, source.address)
+        self.failure_outcome: Outcome = FAILED
         self._fields = AttachFields(
             source=source,
             target=as_target(options.target),
@@ -336,8 +341,8 @@ class Receiver(Link):
 
         A delivery is accepted when its handler returns, unless the handler settled it itself. If the handler raises, or
         takes longer than `timeout`, `on_error` says how it ends: by default the broker delivers it again and counts the
-        attempt. If the handler is cancelled, it is released. The errors of handlers are logged, once, with the
-        message's id.
+        attempt (`failure_outcome`). If the handler is cancelled, it is released. The errors of handlers are logged,
+        once, with the message's id.
 
         It ends gracefully by `stop`, a signal of `signals` or the receiver's `close`: credit is withdrawn, what no
         handler has yet is released, and handlers may finish within `drain_timeout`; those that do not are cancelled.

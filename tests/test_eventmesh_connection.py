@@ -15,7 +15,8 @@ import pytest
 import amqpws_async as amqp
 from amqpws_async import eventmesh
 from amqpws_async.auth.oauth2 import ClientCertificate, ClientCredentials, TokenRefresher
-from amqpws_async.eventmesh.connection import CREDIT, MAX_LINKS, MAX_MESSAGE_SIZE, EventMeshArguments
+from amqpws_async.eventmesh.connection import EventMeshArguments
+from amqpws_async.eventmesh.rules import CREDIT, MAX_LINKS, MAX_MESSAGE_SIZE
 from amqpws_async.options import ConnectionArguments
 from amqpws_async.testing import Broker, LinkRequest
 from amqpws_async.testing.token_server import TokenAnswer, TokenServer
@@ -442,7 +443,7 @@ async def test_one_that_is_dropped_stops_asking_for_tokens() -> None:
     """It warns, as any connection does, and its refresher ends with it."""
     async with running() as mesh:
         connected = await eventmesh.connect(mesh.key)
-        refresher = connected._refresher
+        refresher = connected._access.refresher
         assert refresher is not None
         task = refresher._task
         assert task is not None

@@ -264,6 +264,40 @@ async def test_the_whole_way_shows_a_secret(said: Listener, x509: bool, tmp_path
         assert len(said.secrets) > 6
 
 
+@pytest.mark.parametrize("x509", [False, True], ids=["secret", "x509"])
+async def test_a_client_that_survives_shows_a_secret(said: Listener, x509: bool, tmp_path: Path) -> None:
+    """Nor while it is lost, cannot read its key, gets another token, moves, and is refused for good at last."""
+    async with guarded(said, debug=True, x509=x509) as mesh:
+        key, ca = await asyncio.to_thread(mesh.write_key, tmp_path)
+        content = await asyncio.to_thread(key.read_text)
+        backoff = amqp.Backoff(initial=0.01, maximum=0.05)
+        options = chosen(said, mesh, ssl=ca, backoff=backoff, on_state=said.say)
+        async with eventmesh.client(key, **options) as survivor:
+            access = survivor._access
+            said.say(survivor, survivor.client, survivor.client.options, survivor.health(), survivor.states())
+            said.say(access, access.key, access.tokens, access._source)
+            async with survivor.sender(TOPIC, on_unknown="resend") as sender, survivor.receiver(QUEUE) as receiver:
+                pending = await sender.transfer(cloudevents.to_message(CloudEvent({"type": "a", "source": "/s"}, {})))
+                said.say(sender, receiver, pending, await pending, await receiver.receive())
+                await asyncio.to_thread(key.write_text, content[: len(content) // 2])
+                await mesh.disconnect()
+                await receiver.receive()
+                await asyncio.to_thread(key.write_text, content)
+                mesh.token_server.revoke_all()
+                await mesh.disconnect()
+                await receiver.receive()
+                await survivor.client.roll_over()
+                said.lines += [repr(task) for task in asyncio.all_tasks()]
+                mesh.token_server.answer = TokenAnswer(401, b'{"error":"invalid_client"}')
+                mesh.token_server.revoke_all()
+                await mesh.disconnect()
+                with pytest.raises(amqp.ConnectionClosed) as caught:
+                    while True:
+                        await receiver.receive()
+                said.error(caught.value)
+            said.say(survivor.health(), survivor.client.stop, survivor)
+
+
 def test_objects_that_hold_secrets_show_them(said: Listener) -> None:
     """Not one of those in eventmesh and auth does, by repr, str, format, pprint, nor inside another object."""
     said.guard(CORE)

@@ -300,11 +300,28 @@ async def test_a_service_on_event_mesh_publishes_events_and_consumes_them(tmp_pa
                 await sender.send(amqp.Message(b"not an event"))
                 assert (await dead.receive()).body == b"not an event"
             assert (await http.get("/ready")).status_code == 200
-            await mesh.broker.close()
-            ready = await _answer(http, "/ready", lambda answer: answer.status_code == 503)
-            assert ready.json()["connection"] == "closed"
-            assert (await http.post("/orders", json={"id": 8, "item": "tea"})).status_code == 503
         assert mesh.broker.statistics().queues["example/shop/1/orders"].acknowledged == 1
+
+
+async def test_a_service_on_event_mesh_survives_it(tmp_path: Path) -> None:
+    """It starts without a broker, says so while there is none, and is at work again as soon as there is one."""
+    async with _event_mesh(tmp_path) as (mesh, key, environment):
+        mesh.create_queue("${namespace}/orders")
+        mesh.subscribe("${namespace}/orders", "${namespace}/ce/orders/*")
+        await mesh.broker.close()
+        async with _serving(SERVERS["fastapi_event_mesh"], EVENT_MESH_KEY=key, **environment) as http:
+            for number in range(2):
+                ready = await _answer(http, "/ready", lambda answer: answer.status_code == 503)
+                assert ready.json()["client"] == ("reconnecting" if number else "connecting")
+                refused = await http.post("/orders", json={"id": 1, "item": "tea"})
+                assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+                assert (await http.get("/orders")).status_code == 200
+                await mesh.broker.start()
+                await _answer(http, "/ready", lambda answer: answer.status_code == 200)
+                wanted = {"id": 2 + number, "item": "tea"}
+                assert (await http.post("/orders", json=wanted)).status_code == 202
+                await _answer(http, "/orders", lambda answer, wanted=wanted: wanted in answer.json())  # type: ignore[misc]
+                await mesh.broker.close()
 
 
 async def test_events_of_the_service_are_cloudevents(tmp_path: Path) -> None:

@@ -368,6 +368,30 @@ async def test_an_exception_becomes_an_outcome(case: str) -> None:
     assert (getattr(statistics, expected), statistics.failed, total(statistics)) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("case", [case for case, (_, _, expected) in TABLES.items() if expected == "modified"])
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (amqp.Rejected(), "rejected"),
+        (amqp.Rejected(amqp.ErrorCondition("amqp:decode-error", info={"x": object()})), "modified"),
+    ],
+    ids=["rejects", "beyond AMQP"],
+)
+async def test_a_receiver_says_what_becomes_of_failures(case: str, outcome: amqp.Outcome, expected: str) -> None:
+    """Where the table has no usable answer; and the attempt is counted where the receiver has none either."""
+    table, error, _ = TABLES[case]
+    stop = asyncio.Event()
+
+    async def behave(delivery: amqp.Delivery) -> None:
+        stop.set()
+        raise error
+
+    async with scene(b"one", credit=0) as here:
+        here.receiver.failure_outcome = outcome
+        statistics = await soon(here.receiver.process(behave, concurrency=1, on_error=table, stop=stop))
+    assert (getattr(statistics, expected), statistics.failed, total(statistics)) == (1, 1, 1)
+
+
 async def test_a_failure_is_logged_once_with_the_id_and_without_the_body(caplog: pytest.LogCaptureFixture) -> None:
     """Who operates a service finds the message, and nothing that was in it."""
     stop = asyncio.Event()

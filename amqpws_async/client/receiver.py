@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from ..endpoint import EndpointState, Waiters
 from ..errors import EndpointClosed, LocalProtocolError
-from ..processing import DRAIN_ANSWER, Processor
+from ..processing import DRAIN_ANSWER, FAILED, Processor
 from ..terminus import lasting
 from .link import ClientLink
 
 if TYPE_CHECKING:
     from ..connection import Connection
     from ..errors import StopReason
+    from ..outcomes import Outcome
     from ..processing import Handler, ProcessArguments, ProcessStatistics
     from ..receiver import Delivery, Receiver
     from ..terminus import Source
@@ -36,6 +37,10 @@ class ClientReceiver(ClientLink):
 
     Made by `Client.receiver`. Iteration goes on over reconnections, ends after `close` or `detach`, and raises where
     the receiver or its client ended for another reason.
+
+    Attributes:
+        failure_outcome: How `process` ends a delivery whose handler failed and to which its `on_error` has no answer:
+            ``Modified(delivery_failed=True)``, unless this is set, or the receiver is one of `eventmesh`.
     """
 
     role = "receiver"
@@ -47,6 +52,7 @@ class ClientReceiver(ClientLink):
             # The peer knows what outlives the link by its name.
             options = dataclasses.replace(options, name=f"receiver-{uuid.uuid4().hex}")
         super().__init__(session, source.address, options.outage, exclusive=options.name is not None)
+        self.failure_outcome: Outcome = FAILED
         self._terminus = source
         self._options = options
         self._automatic = options.credit > 0
