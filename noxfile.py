@@ -58,7 +58,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Artemis, Broker-J, rhea, oidc-provider, nginx and the embedded broker: fetched, started and stopped."""
+    """Artemis, Broker-J, rhea, oidc-provider, nginx, toxiproxy and the embedded broker: fetched, started, stopped."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "tests.interop.fetch")
     session.run("pytest", "--interop", *(session.posargs or ["tests/interop"]))

@@ -23,7 +23,7 @@ from amqpws_async.testing import Broker, EventMesh
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {"event_mesh", "hello", "many_tasks", "receive", "send", "settlement"}
-SERVICES = {"aiohttp_service", "fastapi_event_mesh", "fastapi_service"}
+SERVICES = {"aiohttp_service", "fastapi_client_service", "fastapi_event_mesh", "fastapi_service"}
 TESTS = {"test_orders"}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="services are stopped by SIGTERM")
@@ -167,6 +167,11 @@ SERVERS = {
         b"Uvicorn running on",
         b"Application shutdown complete",
     ),
+    "fastapi_client_service": Server(
+        lambda port: ["-m", "uvicorn", "fastapi_client_service:app", "--port", str(port)],
+        b"Uvicorn running on",
+        b"Application shutdown complete",
+    ),
     "fastapi_event_mesh": Server(
         lambda port: ["-m", "uvicorn", "fastapi_event_mesh:app", "--port", str(port)],
         b"Uvicorn running on",
@@ -270,6 +275,48 @@ async def test_a_service_that_lost_its_broker_says_so(server: Server) -> None:
             assert (health.json()["ok"], health.json()["connection"]) == (False, "closed")
             posted = await http.post("/orders", json={"id": 9, "item": "tea"})
             assert posted.status_code == 503
+
+
+@asynccontextmanager
+async def _broker(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The embedded broker in a process of its own, listening."""
+    async with _started("-m", "amqpws_async", "broker", "--port", str(port)) as process:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ws://127.0.0.1:%d/\n" % port
+        yield process
+
+
+async def test_a_service_outlives_its_broker() -> None:
+    """It starts before the broker, answers while that is killed and restarted, and is ready whenever it is there."""
+    port, service = _free_port(), SERVERS["fastapi_client_service"]
+
+    def status(code: int) -> Callable[[httpx.Response], bool]:
+        return lambda answer: answer.status_code == code
+
+    async def handles(number: int) -> bool:
+        posted = await http.post("/orders", json={"id": number, "item": "tea"})
+        handled = await _answer(http, "/orders", lambda answer: number in [order["id"] for order in answer.json()])
+        return posted.status_code == 202 and handled.status_code == 200
+
+    async def refuses(number: int) -> bool:
+        assert (await http.get("/health/live")).status_code == 200
+        posted = await http.post("/orders", json={"id": number, "item": "tea"})
+        return posted.status_code == 503 and "Retry-After" in posted.headers
+
+    async with _serving(service, f"ws://127.0.0.1:{port}", AMQP_DEADLINE="0.5") as http:
+        assert (await http.get("/health/ready")).status_code == 503
+        assert await refuses(1)
+        for number in (10, 20):
+            async with _broker(port) as broker:
+                await _answer(http, "/health/ready", status(200))
+                assert await handles(number)
+                broker.kill()
+                ready = await _answer(http, "/health/ready", status(503))
+                assert ready.json()["state"] == "reconnecting"
+                assert await refuses(number + 1)
+        async with _broker(port):
+            await _answer(http, "/health/ready", status(200))
+            assert await handles(30)
 
 
 async def test_a_service_without_a_broker_does_not_start(server: Server) -> None:

@@ -44,7 +44,7 @@ class StartError(Exception):
 
 
 class Server:
-    """A process that serves: started, waited for, stopped or killed; its output goes to a file.
+    """A process that serves: started, waited for, stopped, killed or restarted; its output goes to a file.
 
     Args:
         command: The program and its arguments.
@@ -55,28 +55,34 @@ class Server:
 
     def __init__(self, command: list[str], *, folder: Path, ready: str, environment: Mapping[str, str] | None = None):
         self.log = folder / "output.log"
+        self._command = command
+        self._environment = {**os.environ, **(environment or {})}
+        self._ready = re.compile(ready)
+        self._start()
+
+    def _start(self) -> None:
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", LEASH, "leash", *command],
-                cwd=folder,
-                env={**os.environ, **(environment or {})},
+                ["/bin/sh", "-c", LEASH, "leash", *self._command],
+                cwd=self.log.parent,
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         try:
-            self.ready = self._wait_ready(re.compile(ready))
+            self.ready = self._wait_ready()
         except BaseException:
             self.kill()
             raise
 
-    def _wait_ready(self, ready: re.Pattern[str]) -> re.Match[str]:
+    def _wait_ready(self) -> re.Match[str]:
         deadline = time.monotonic() + READY_TIMEOUT
         while True:
             running = self._process.poll() is None
             output = self.log.read_text(errors="replace")
-            if match := ready.search(output):
+            if match := self._ready.search(output):
                 return match
             if not running:
                 raise StartError(f"{self._process.args!r} ended with {self._process.returncode}:\n{output[-3000:]}")
@@ -101,6 +107,11 @@ class Server:
         self._process.wait()
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+    def restart(self) -> None:
+        """Ends the process as `kill` does and starts it again: the same command in the same folder, with a new log."""
+        self.kill()
+        self._start()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -227,7 +238,8 @@ def start_broker_j(folder: Path) -> Peer:
         "virtualhostnodes": [
             {
                 "name": "default",
-                "type": "Memory",
+                "type": "JSON",  # in memory it would forget its queues, and their messages with them
+                "storePath": str(folder / "nodes"),
                 "defaultVirtualHostNode": "true",
                 "virtualHostInitialConfiguration": json.dumps(host),
             }

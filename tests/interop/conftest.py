@@ -14,6 +14,7 @@ from tests.interop.brokers import PEERS, Peer
 from tests.interop.fetch import MissingTool
 from tests.interop.gateways import CheckedGateway, Gateway, start_checked_gateway, start_gateway
 from tests.interop.oidc import Issuer, start_issuer
+from tests.interop.toxiproxy import Toxiproxy, start_toxiproxy
 
 Started = TypeVar("Started")
 
@@ -55,6 +56,14 @@ def own_peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Peer]:
     peer = start_or_skip(PEERS[request.param], tmp_path)
     yield peer
     peer.server.kill()
+
+
+@pytest.fixture(scope="session")
+def toxiproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toxiproxy]:
+    """Breaks connections; started when the first test wants it."""
+    toxiproxy = start_or_skip(start_toxiproxy, tmp_path_factory.mktemp("toxiproxy"))
+    yield toxiproxy
+    toxiproxy.server.stop()
 
 
 @pytest.fixture

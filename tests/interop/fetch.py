@@ -13,13 +13,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amqpws-async"
 ARTEMIS = "2.40.0"
 BROKER_J = "9.2.0"
+TOXIPROXY = "2.5.0"
 NODE_MODULES = ("oidc-provider@9.13.3", "rhea@3.0.5", "ws@8.23.0")
 FETCH_TIMEOUT = 300.0  # seconds for one download, of 50 MB at most
 
@@ -58,6 +59,19 @@ def node_modules() -> Path:
 def nginx() -> Path:
     """Returns the nginx program, which only the system's package manager can provide."""
     return Path(tool("nginx", "nginx, for example by `apt-get install nginx-light`"))
+
+
+def toxiproxy() -> Path:
+    """Returns the toxiproxy server, built from the Go module proxy if need be."""
+    folder = CACHE / f"toxiproxy-{TOXIPROXY}"
+
+    def fill(place: Path) -> None:
+        go = tool("go", "Go, 1.18 or later, to build toxiproxy")
+        package = f"github.com/Shopify/toxiproxy/v2/cmd/server@v{TOXIPROXY}"
+        _run([go, "install", "-trimpath", package], {"GOBIN": str(place)})
+
+    once(folder, f"toxiproxy {TOXIPROXY}", fill)
+    return folder / "server"
 
 
 def tool(name: str, what: str) -> str:
@@ -110,8 +124,15 @@ def once(folder: Path, title: str, fill: Callable[[Path], None]) -> None:
     _say(f"{title}: fetched in {time.monotonic() - started:.0f} s")
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=FETCH_TIMEOUT)
+def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=FETCH_TIMEOUT,
+        env={**os.environ, **(environment or {})},
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
@@ -125,7 +146,7 @@ def main() -> int:
     """Fetches everything at the same time; what is missing is named, and counts as a failure in CI alone."""
     missing = 0
     with ThreadPoolExecutor() as pool:
-        for fetched in [pool.submit(fetch) for fetch in (artemis, broker_j, node_modules, nginx)]:
+        for fetched in [pool.submit(fetch) for fetch in (artemis, broker_j, node_modules, nginx, toxiproxy)]:
             try:
                 _say(f"there: {fetched.result()}")
             except MissingTool as error:
