@@ -51,7 +51,8 @@ class ClientOptions:
             the first to be tried again, then the others without a wait; a delay comes between rounds. One whose server
             asked us to wait (Retry-After) is left out of them until then, unless all have.
         background: False, the default: opening the client waits for its first connection, and raises what is final.
-            True: it returns at once, so that a service can start before its broker; see `Client.ready`.
+            True: it returns at once, so that a service can start before its broker; see `Client.ready`. Opening a
+            sender or receiver waits for its link all the same: do that in a task of the service's.
         outage: What calls do while there is no connection or no link: ``"wait"``, the default, for as long as it takes
             (put `asyncio.timeout` round them), or ``"fail"`` at once. Senders and receivers may differ.
         backoff: How long to wait between attempts, and when to give up; for ever by default.
