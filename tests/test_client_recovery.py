@@ -93,3 +93,15 @@ async def test_a_client_that_has_ended_left_no_connection_behind(how: str) -> No
         else:
             await soon(client.__aexit__(asyncio.CancelledError, asyncio.CancelledError(), None))
         assert not [task for task in asyncio.all_tasks() if client.container_id in task.get_name()]
+
+
+async def test_a_place_that_refused_once_is_tried_again_after_the_next_connection() -> None:
+    """What one place refused for good counts until another has been in use; then both are there again."""
+    async with Broker() as first, Broker() as second:
+        first.faults.inject(RefuseUpgrade(status=403))
+        async with amqp.Client([first.url, second.url], **QUICK) as client:
+            assert client.connection is not None
+            assert client.connection.options.port == second.port
+            second.faults.inject(RefuseUpgrade(times=None))
+            await second.disconnect()
+            await until(lambda: client.ready() and first.statistics().connections == 1)

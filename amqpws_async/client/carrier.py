@@ -149,6 +149,7 @@ class Carrier:
     def _use(self, connection: Connection) -> None:
         self._pace.succeeded()
         self._round.clear()
+        self._ruled_out.clear()
         self._connections = [*(other for other in self.connections() if other is not connection), connection]
         self.connection = connection
         self._answer(None)

@@ -29,6 +29,7 @@ from .station import RULES, SETUPS, Station
 FAULTS: Final = 12_000
 MESSAGES: Final = 260_000
 SHORT: Final = 30  # the short form is this part of the whole
+COPIES: Final = 2  # stations of each setup
 
 PROGRESS: Final = 5.0  # seconds between lines
 
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="repeat an earlier plan (default: a new seed, which is printed)")
     parser.add_argument("--faults", type=int, default=FAULTS, help=f"steps of all stations, default {FAULTS}")
     parser.add_argument("--messages", type=int, default=MESSAGES, help=f"of all stations, default {MESSAGES}")
+    parser.add_argument("--copies", type=int, default=COPIES, help=f"stations of each setup, default {COPIES}")
     parser.add_argument("--station", type=int, help="this one alone, counted from 0")
     parser.add_argument("--show-plan", action="store_true", help="print every step as it begins")
     parser.add_argument("--trace-memory", action="store_true", help="say where memory grows (slow)")
@@ -104,20 +106,22 @@ class Run:
         authority.issue_cert("127.0.0.1").configure_cert(server)
         client = ssl.create_default_context()
         authority.configure_trust(client)
-        chosen = [n for n in range(len(SETUPS)) if arguments.station in (None, n)]
-        shares = sum(SETUPS[n].share for n in chosen)
+        numbers = range(len(SETUPS) * arguments.copies) if arguments.station is None else [arguments.station]
+        setups = {number: SETUPS[number % len(SETUPS)] for number in numbers}
+        faults = max(1, arguments.faults // len(setups))
+        shares = sum(setup.share for setup in setups.values())
         return [
             Station(
                 arguments.seed,
                 number,
-                SETUPS[number],
-                faults=arguments.faults // len(chosen),
-                per_fault=arguments.messages / shares / (arguments.faults // len(chosen)),
+                setup,
+                faults=faults,
+                per_fault=arguments.messages / shares / faults,
                 contexts=(server, client),
                 report=self._on_breach,
                 show=self.say if arguments.show_plan else None,
             )
-            for number in chosen
+            for number, setup in setups.items()
         ]
 
     def _on_breach(self, station: Station, breach: Breach) -> None:

@@ -28,7 +28,7 @@ __all__ = ["Taking", "Way", "subscription"]
 
 Way = Literal["iterate", "process", "manual", "confirm", "durable"]
 
-CLOSE: Final = 10.0  # seconds for what has a close_timeout of two
+CLOSE: Final = 20.0  # seconds for what has a close_timeout of two
 
 SHARE: Final = 0.01  # of the deliveries that are given back at first
 
@@ -121,11 +121,11 @@ class Taking:
         stopped = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
-            async with deadline("process, once stopped", 20.0):
+            async with deadline("process, once stopped", 30.0):
                 await asyncio.wait((work,))
             work.result()
         finally:
             stopped.cancel()
             work.cancel()
-            async with deadline("process, once cancelled", 20.0):
+            async with deadline("process, once cancelled", 30.0):
                 await asyncio.wait((work, stopped))

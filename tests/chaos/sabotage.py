@@ -46,6 +46,9 @@ ENDING: Final = frozenset(
 )
 """What may end a client or link for good where its errors are final, as they are by default."""
 
+DETOURS: Final = frozenset(("redirect connection", "redirect link", "refuse"))
+"""What sends clients to the second broker."""
+
 _OUTCOMES: Final[dict[str, Outcome]] = {
     "released": Released(),
     "modified": Modified(delivery_failed=True),
@@ -80,6 +83,8 @@ class Saboteur:
         self.planned[step.kind] += 1
         if step.kind in ENDING:
             self._station.expect_end()
+        if step.kind in DETOURS:
+            self._station.open_detour()
         if step.kind == "roll over":
             self._station.roll_over(step.values["side"], again=step.values["again"])
             happened = True
@@ -269,14 +274,18 @@ def one_by_one(wires: list[Wire]) -> Any:
     return (wires.pop(0) if wires else Wire() for _ in itertools.count())
 
 
-async def until(condition: Callable[[], object], seconds: float) -> bool:
-    """Wait for a condition, not for longer than that; whether it came true."""
+async def until(condition: Callable[[], object], seconds: float, step: float = 0.01) -> bool:
+    """Wait for a condition, not for longer than that; whether it came true.
+
+    On a machine that is too busy to look every few steps it takes longer: what is waited for is held up likewise.
+    """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
+    deadline, left = loop.time() + seconds, seconds / step / 4
     while not condition():
-        if loop.time() >= deadline:
+        left -= 1
+        if left <= 0 and loop.time() >= deadline:
             return False
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(step)
     return True
 
 

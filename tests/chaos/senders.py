@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEADLINE", "Hang", "Stream", "Style", "deadline"]
 
-DEADLINE: Final = 40.0  # seconds for anything that waits through an outage
+DEADLINE: Final = 60.0  # seconds for anything that waits through an outage
 
 WINDOW: Final = 40  # messages without outcome
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Receiving", "Sending", "Side", "alive"]
 
-CLOSE: Final = 15.0  # seconds for a close whose close_timeout is two
+CLOSE: Final = 20.0  # seconds for a close whose close_timeout is two
 
 TURNS: Final = 20  # of the loop, for tasks that are cancelled to end
 
@@ -117,7 +117,7 @@ class Side:
             except asyncio.CancelledError:
                 work.cancel()
                 await asyncio.wait((work,))
-                async with deadline("abort", 5.0):  # as leaving `async with` by a cancellation does it
+                async with deadline("abort", 10.0):  # as leaving `async with` by a cancellation does it
                     await client.__aexit__(asyncio.CancelledError, asyncio.CancelledError(), None)
                 raise
             async with deadline(f"close of {self.name}", CLOSE):

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES", "SETUPS", "Setup", "Station"]
 
-RECOVERY: Final = 20.0  # seconds for the clients to be well again once nothing goes wrong any more
+RECOVERY: Final = 30.0  # seconds for the clients to be well again once nothing goes wrong any more
 
 DETOUR: Final = 0.6  # seconds that a connection to the second broker lasts
+
+DETOUR_OPEN: Final = 2.0  # seconds that the second broker takes connections, once clients are sent there
 
 SLACK: Final = 40  # messages that may be sent before the first fault
 
@@ -86,14 +88,14 @@ class Setup:
 
 
 SETUPS: Final = (
-    Setup(resend=True, styles=("many", "many"), way="iterate"),
+    Setup(resend=True, styles=("many", "many"), way="iterate", failover=True),
     Setup(resend=True, styles=("transfer", "transfer", "send"), way="process", secure=True),
-    Setup(resend=False, styles=("send", "send", "transfer", "transfer"), way="iterate", secure=True),
+    Setup(resend=False, styles=("send", "send", "transfer", "transfer"), way="iterate", secure=True, failover=True),
     Setup(resend=False, styles=("many", "transfer"), way="process", options={"max_connection_age": 3.0}, share=2.0),
-    Setup(resend=True, styles=("send", "hasty", "transfer"), way="manual", final=True, failover=True),
+    Setup(resend=True, styles=("send", "hasty", "transfer"), way="manual", final=True),
     Setup(resend=False, styles=("transfer", "hasty"), way="process", final=True, options={"max_frame_size": 512}),
     Setup(resend=True, styles=("hasty", "transfer"), way="durable", options={"max_connection_age": 5.0}),
-    Setup(resend=False, styles=("hasty", "many"), way="confirm", secure=True, final=True, failover=True),
+    Setup(resend=False, styles=("hasty", "many"), way="confirm", secure=True, final=True),
 )
 
 
@@ -201,7 +203,7 @@ class Station:
         self.ledger = Ledger(round(faults * self._per_fault) + SLACK + 1, resend=setup.resend, report=self._on_breach)
         self._contexts = contexts if setup.secure else None
         self.nodes = RecordingNodes(self.ledger, self._loop.time, topic=setup.way == "durable")
-        self._upgrades = 0  # at the second broker
+        self._detour_until = -1e9
         self.brokers = (self._broker(self._authorize), self._broker(self._authorize_detour))
         detour = CloseConnection if number % 2 else DropConnection
         self.brokers[1].faults.inject(detour(on="open", delay=DETOUR, times=None))
@@ -212,9 +214,12 @@ class Station:
         return Tokens.refuse(headers) if self._contexts else None
 
     def _authorize_detour(self, headers: Mapping[str, str], path: str) -> int | None:
-        """Every second upgrade at the second broker is refused, so that clients go back to the first."""
-        self._upgrades += 1
-        return 503 if self._upgrades % 2 == 0 else self._authorize(headers, path)
+        """Outside of detours the second broker refuses, so that clients go back to the first."""
+        return 503 if self._loop.time() > self._detour_until else self._authorize(headers, path)
+
+    def open_detour(self) -> None:
+        """Let clients connect to the second broker, for a while."""
+        self._detour_until = self._loop.time() + DETOUR_OPEN
 
     def _broker(self, authorize: Callable[[Mapping[str, str], str], int | None]) -> Broker:
         return Broker(
@@ -290,7 +295,7 @@ class Station:
     def client_options(self, side: str) -> dict[str, Any]:
         """The options of a client of this station."""
         options: dict[str, Any] = {
-            "open_timeout": 2.0,
+            "open_timeout": 3.0,
             "close_timeout": 2.0,
             "idle_timeout": 1.5,
             "ping_interval": 0.5,
@@ -393,7 +398,7 @@ class Station:
     async def _recovered(self) -> None:
         """Wait until both clients are well."""
         began = self._loop.time()
-        if not await until(lambda: all(side.ready for side in self.sides.values()), RECOVERY):
+        if not await until(lambda: all(side.ready for side in self.sides.values()), RECOVERY, 0.02):
             states = ", ".join(f"{side.name}: {side.client!r}" for side in self.sides.values())
             self.breach("clients come back", f"after {RECOVERY:g} s: {states}")
         self.note(f"well again after {self._loop.time() - began:.3f} s")
@@ -409,7 +414,7 @@ class Station:
         self.gate.pulse()
         if not await until(lambda: sending.done(), 2 * RECOVERY):
             self.breach("no operation hangs", "the senders did not come to their end")
-        if not await until(self._all_received, 2 * RECOVERY):
+        if not await until(self._all_received, 2 * RECOVERY, 0.1):
             text = f"{self.ledger.unseen} messages arrived and were not received; {self.sides['receiving'].client!r}"
             self.breach("no operation hangs", text)
         self.over = True
