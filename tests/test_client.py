@@ -509,6 +509,7 @@ async def test_ready_lies() -> None:
         await until(client.ready)
         assert sender.attached
 
+        changes.clear()
         await broker.abort()
         await changes.saw(RECONNECTING, 2)
         health = client.health()
@@ -524,7 +525,9 @@ async def test_ready_lies() -> None:
         await until(client.ready)
         await soon(client.close())
         assert not client.ready()
+        assert client.connection is None
         assert client.health().state is CLOSED
+        assert client.health().links == ()
 
 
 # --- where to ------------------------------------------------------------------------

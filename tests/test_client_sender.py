@@ -762,6 +762,7 @@ async def test_a_cancelled_attach_stays() -> None:
             assert client.health().links == ()
             assert client.ready() or client.state is RECONNECTING
             broker.faults.clear()
+            changes.clear()
             await broker.abort()
             await changes.saw(RECONNECTING)
         await broker.start()
