@@ -509,6 +509,7 @@ async def test_ready_lies() -> None:
         await until(client.ready)
         assert sender.attached
 
+        changes.clear()
         await broker.abort()
         await changes.saw(RECONNECTING, 2)
         health = client.health()
@@ -524,7 +525,9 @@ async def test_ready_lies() -> None:
         await until(client.ready)
         await soon(client.close())
         assert not client.ready()
+        assert client.connection is None
         assert client.health().state is CLOSED
+        assert client.health().links == ()
 
 
 # --- where to ------------------------------------------------------------------------
@@ -738,6 +741,38 @@ async def test_a_token_service_that_is_down_ends_the_client() -> None:
 
     async with Broker() as broker, opened(broker.url, token=Down()) as client:
         await usable(client)
+
+
+async def test_a_token_service_that_hangs_holds_an_attempt() -> None:
+    """A provider that does not answer is given up with `open_timeout`, like a broker that does not."""
+
+    class Hanging(Numbered):
+        async def token(self, *, refresh: bool = False) -> Any:
+            token = await super().token(refresh=refresh)
+            if len(self.refreshes) == 1:
+                await asyncio.Event().wait()
+            return token
+
+    async with Broker() as broker, opened(broker.url, token=Hanging(), open_timeout=0.3) as client:
+        await usable(client)
+
+
+async def test_a_provider_that_fails_is_not_told() -> None:
+    """What a provider raises is tried again, up to the limit, and is there to be read meanwhile and at the end."""
+
+    class Broken(Numbered):
+        async def token(self, *, refresh: bool = False) -> Any:
+            await super().token(refresh=refresh)
+            raise ValueError("the answer is no JSON")
+
+    provider, changes = Broken(), Changes()
+    async with Broker() as broker:
+        client = made(broker.url, changes, token=provider, backoff=dataclasses.replace(FAST, max_attempts=3))
+        with pytest.raises(ValueError, match="the answer is no JSON"):
+            await soon(client.open())
+        assert len(provider.refreshes) == 3
+        assert all("the answer is no JSON" in str(change.error) for change in changes if change.error is not None)
+        assert client.state is CLOSED
 
 
 async def test_an_expired_token_ends_the_client() -> None:

@@ -230,6 +230,31 @@ async def test_a_fresh_token_is_not_used() -> None:
     assert tokens == ["Bearer t1", "Bearer t2"]
 
 
+async def test_a_session_stays_behind() -> None:
+    """A session of the user's moves with its links, and links made later are on the new connection."""
+    async with Broker() as broker, opened(broker.url) as client:
+        async with client.session() as session:
+            sender = await session.sender("q")
+            await soon(client.roll_over())
+            assert await soon(sender.send(MESSAGE)) == amqp.Accepted()
+            receiver = await session.receiver("q")
+            assert receiver.link is not None
+            assert sender.link is not None
+            assert receiver.link.session is sender.link.session
+            assert receiver.link.session.connection is client.connection
+            await one_connection(broker)
+        await until(lambda: broker.statistics().links == 0)
+
+
+async def test_a_client_without_links_cannot_roll_over() -> None:
+    """Without links there is nothing to wait for."""
+    async with Broker() as broker, opened(broker.url) as client:
+        for number in range(2, 5):
+            await soon(client.roll_over())
+            assert total(broker) == number
+            await one_connection(broker)
+
+
 # --- deliveries in hand --------------------------------------------------------------
 
 
@@ -658,8 +683,9 @@ async def test_rolling_over_in_an_outage_hangs() -> None:
             assert not rolling.done()
             await broker.start()
             await soon(rolling)
+        changes.clear()
         await broker.abort()
-        await changes.saw(RECONNECTING, 2)
+        await changes.saw(RECONNECTING)
         async with beside(client.roll_over()) as rolling:
             await turns()
             await soon(client.close())

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import amqpws_async as amqp
-from amqpws_async.testing import Broker
+from amqpws_async.testing import Broker, FaultProxy, Lane, Wire
 from amqpws_async.testing.faults import (
     DeclineMessage,
     DetachLink,
@@ -527,6 +527,81 @@ async def _disturb(broker: Broker) -> None:
         broker.faults.detach_links("q")
 
 
+@settings(max_examples=10)
+@given(
+    cuts=st.lists(st.tuples(st.sampled_from(["up", "down"]), st.integers(0, 4000), st.booleans()), max_size=5),
+    mode=st.sampled_from(["raise", "resend"]),
+)
+async def test_a_cut_at_some_byte_breaks_the_promise(cuts: list[tuple[str, int, bool]], mode: Any) -> None:
+    """Connections cut or reset at any byte of either direction: the promise of each mode holds."""
+    wires = [Wire(**{way: Lane(at=at, then="reset" if reset else "cut")}) for way, at, reset in cuts]
+    async with Broker() as broker, FaultProxy(broker.url, wires) as proxy, opened(proxy.url) as client:
+        sender = await soon(client.sender("q", on_unknown=mode).__aenter__())
+        results = await soon(asyncio.gather(*map(sender.send, numbered(40)), return_exceptions=True))
+        arrived = Counter(bodies(broker))
+        for number, result in enumerate(results):
+            if isinstance(result, amqp.DeliveryUnknown):
+                assert mode == "raise"
+            else:
+                assert result == amqp.Accepted()
+                assert arrived[b"%d" % number] >= 1
+        if mode == "raise":
+            assert not arrived or max(arrived.values()) == 1
+        order = without_repeats(bodies(broker))
+        assert order == sorted(order, key=int)
+        assert sender.unsettled == 0
+
+
+async def test_a_network_that_stands_still_is_waited_for() -> None:
+    """A connection on which nothing comes any more is given up after `idle_timeout`, and what is in doubt resent."""
+    async with Broker() as broker, FaultProxy(broker.url) as proxy, opened(proxy.url, idle_timeout=0.5) as client:
+        sender = await client.sender("q", on_unknown="resend")
+        proxy.connections[0].stall("down")
+        assert await soon(sender.send(MESSAGE)) == amqp.Accepted()
+        assert proxy.accepted == 2
+        assert set(bodies(broker)) == {b"one"}
+        proxy.resume()
+
+
+async def test_an_attach_that_nobody_answers_is_waited_for() -> None:
+    """An attach without an answer is given up in time, when opening and after a loss, and tried again."""
+    async with Peer() as peer, opened(peer.url, open_timeout=0.3) as client:
+
+        def once(conversation: Conversation, link: Any) -> None:
+            del peer.on["attach"]
+
+        peer.on["attach"] = once
+        sender = await soon(client.sender("q").__aenter__())
+        peer.on["attach"] = once
+        async with relinked(sender):
+            peer.conversation.detach(peer.conversation.links[sender.health().name], "amqp:link:detach-forced")
+        assert await soon(sender.send(MESSAGE)) == amqp.Accepted()
+
+
+@pytest.mark.parametrize("how", ["close", "detach", "cancel"])
+async def test_closing_waits_for_an_attach_that_nobody_answers(how: str) -> None:
+    """Closed while its attach is not answered, a sender is over within its time, and what was in doubt says so."""
+    async with Peer() as peer, opened(peer.url, close_timeout=0.5) as client:
+        peer.on["transfer"] = ignore
+        sender = await client.sender("q", on_unknown="resend")
+        pending = await soon(sender.transfer(MESSAGE))
+        await peer.saw("transfer")
+        peer.on["attach"] = ignore
+        peer.conversation.detach(condition="amqp:link:detach-forced")
+        await peer.saw("attach", 2)
+        began = time.monotonic()
+        async with beside(sender.detach() if how == "detach" else sender.close()) as closing:
+            if how == "cancel":
+                await turns()
+                closing.cancel()
+            await soon(asyncio.wait([closing]))
+        assert time.monotonic() - began < 3.0
+        with pytest.raises(amqp.DeliveryUnknown):
+            await soon(pending)
+        assert client.health().links == ()
+        assert client.state is CONNECTED
+
+
 # --- other ways to send --------------------------------------------------------------
 
 
@@ -762,6 +837,7 @@ async def test_a_cancelled_attach_stays() -> None:
             assert client.health().links == ()
             assert client.ready() or client.state is RECONNECTING
             broker.faults.clear()
+            changes.clear()
             await broker.abort()
             await changes.saw(RECONNECTING)
         await broker.start()

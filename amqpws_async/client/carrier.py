@@ -163,6 +163,12 @@ class Carrier:
         self.changed.wake_all()
         self._client._on_carrier_ended(self, self.stop, error)
 
+    def give_up(self, stop: StopReason) -> None:
+        """The client has ended: tell whoever waits for a connection that there will be none."""
+        self.connection = None
+        self.stop = self.stop or stop
+        self.changed.wake_all()
+
     def _answer(self, error: Exception | None) -> None:
         """Tell those who asked for a roll-over."""
         asked, self._asked = self._asked, []

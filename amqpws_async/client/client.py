@@ -391,6 +391,8 @@ class Client:
             link._fail(stop)
         for connection in self._connections():
             connection._abandon()
+        for carrier in self._carriers():
+            carrier.give_up(stop)
         self._over.set()
         self._announce(StateChange(state=ClientState.CLOSED, origin=self._change.origin, error=error))
 
