@@ -157,8 +157,9 @@ async def test_a_message_in_doubt_is_sent_again() -> None:
         mesh.broker.faults.inject(faults.LoseOutcome(), faults.DropConnection(on="arrival", after=1))
         pending = [await sender.transfer(amqp.Message(b"%d" % number)) for number in range(2)]
         assert [await one for one in pending] == [amqp.Accepted()] * 2
+        arrived = depth(mesh)
         async with survivor.receiver(QUEUE) as receiver:
-            found = [(await receiver.receive()).message for _ in range(depth(mesh))]
+            found = [(await receiver.receive()).message for _ in range(arrived)]
         assert [one.body for one in found][-2:] == [b"0", b"1"]
         assert len({one.message_id for one in found}) == 2
 
@@ -415,7 +416,7 @@ async def test_a_roll_over_has_room_for_every_link() -> None:
         await until(lambda: mesh.broker.statistics().connections == 1)
         assert survivor.ready()
         assert mesh.broker.statistics().links == 6
-        assert depth(mesh) == 0
+        await until(lambda: depth(mesh) == 0)
 
 
 async def test_without_room_for_a_second_connection_the_first_makes_way() -> None:
@@ -536,6 +537,7 @@ async def test_another_namespace_may_be_given() -> None:
     async with running() as mesh, client(mesh, namespace="other/app/2") as survivor:
         assert survivor.namespace == "other/app/2"
         assert (await survivor.sender(TOPIC)).address == "topic:other/app/2/order/created"
+        assert repr(survivor) == f"<EventMeshClient <Client {mesh.broker.url.rstrip('/')} connected>>"
 
 
 # --- handlers ------------------------------------------------------------------------------------------------
@@ -589,7 +591,7 @@ async def test_a_table_of_errors_comes_first(surviving: bool) -> None:
 
         statistics = await receiver.process(_fail, concurrency=1, on_error=on_error, stop=stop)
         assert (statistics.rejected, statistics.released, statistics.accepted) == (2, 1, 1)
-        assert depth(mesh) == 0
+        await until(lambda: depth(mesh) == 0)
 
 
 async def test_the_poison_guard_needs_no_handler() -> None:
