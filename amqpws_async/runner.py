@@ -136,9 +136,9 @@ class Runner:
         self.dirty = False
         try:
             now = self.loop.time()
-            self._tick(now)
             if self._write(now):
                 self._written()
+                self._tick(now)
             else:
                 self._full = self.dirty = True
         except Exception as error:
@@ -245,7 +245,7 @@ class Runner:
 
     # --- the transport's calls ------------------------------------------------------------
 
-    def _on_bytes(self, data: bytes | bytearray) -> None:
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
         if self._over.done():
             return
         self.last_received = self.loop.time()
@@ -286,6 +286,8 @@ class Runner:
 
     def _written(self) -> None:
         """Everything that could be written has been: senders may go on, pre-settled deliveries are done."""
+        if not self.unsent:
+            return
         self.unsent = held = self.engine.unsent_bytes()
         if held < self.high_water:
             self.room.wake_all()

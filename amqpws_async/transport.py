@@ -2,13 +2,13 @@
 
 A WebSocket connection is a byte stream here. "There is no mapping between an AMQP frame and a WebSocket message" (AMQP
 WebSocket binding 1.0, section 2.4), so whatever a read brought is handed on in one piece: many small messages joined, a
-long fragmented one before its end. For that `_Stream` takes the frames out of ``ClientConnection.process_event``, and
-hands the bytes to its consumer before the read returns: a task that waited in ``recv()`` would be woken for each, a
-turn of the event loop later. For the same reason a message is written without ``send()``, whose coroutines cost more
-than the frame itself.
+long fragmented one before its end. `_Stream` splits what it reads itself (see `frames`), and hands the bytes to its
+consumer before the read returns: a task that waited in ``recv()`` would be woken for each, a turn of the event loop
+later. For the same reason a message is written without ``send()``, whose coroutines cost more than the frame itself.
+Upgrade, pings, close and all that is out of order are left to ``websockets``.
 
-What the peer sends takes a bounded amount of memory: at most `MAX_INCOMING_FRAME` bytes for the WebSocket frame that is
-arriving, plus one read of the socket (256 KiB in asyncio), and before there is a consumer `_HIGH_WATER`.
+What the peer sends takes a bounded amount of memory: one read of the socket (256 KiB in asyncio), and before there is a
+consumer `_HIGH_WATER`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from .errors import (
     StopReason,
     closed_error,
 )
+from .frames import Splitter, binary_frame
 from .handshake import Secrets, handshake_error, network_text, refused, unfit
 from .masking import MaskingLogger
 from .options import ConnectionOptions
@@ -46,12 +47,14 @@ from .urls import without_password
 __all__ = ["MAX_INCOMING_FRAME", "ByteConsumer", "ByteTransport", "WebSocketTransport", "open_websocket"]
 
 MAX_INCOMING_FRAME: Final = 16 * 2**20
-"""The largest WebSocket frame (one fragment of a message) that is taken, in bytes. Messages may be endless: they are
-handed on by fragment. Brokers send 4 KiB to 1 MiB; a larger `max_frame_size` raises this with it."""
+"""The largest WebSocket frame (one fragment of a message) that is taken, in bytes. Messages may be endless. Brokers
+send 4 KiB to 1 MiB; a larger `max_frame_size` raises this with it."""
 
 _HIGH_WATER: Final = 2**20
 """Bytes received before there is a consumer at which the socket is not read any more. A consumer takes everything as it
 comes: back-pressure on the peer is link credit, never this."""
+
+_JOINED: Final = 16384  # bytes of several frames up to which a copy into one piece costs less than a call for each
 
 _MAX_REDIRECTS: Final = 5  # as fetch limits of HTTP clients go (5 to 30), the low end: brokers redirect once
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -62,8 +65,8 @@ logger = logging.getLogger("amqpws_async.transport")
 class ByteConsumer(Protocol):
     """Who a `ByteTransport` hands everything to, from callbacks of the event loop: nothing here may raise."""
 
-    def _on_bytes(self, data: bytes | bytearray) -> None:
-        """The next bytes, cut anywhere, never empty; what is wanted of a ``bytearray`` has to be copied now."""
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        """The next bytes, cut anywhere, never empty; what is wanted of them has to be copied now."""
         ...  # pragma: no cover - a signature
 
     def _on_writable(self) -> None:
@@ -122,8 +125,10 @@ class _Stream(ClientConnection):
         super().__init__(*args, **kwargs)
         self.text_received = False
         self.closed_here = False
-        self._chunks: list[bytes | bytearray] = []
-        self._size = 0
+        self._splitter = Splitter(self.protocol, super().data_received)
+        self._answered = b""  # the last bytes of the answer to the upgrade
+        self._chunks: list[bytes | bytearray | memoryview] = []
+        self._reading_paused = False
         self._consumer: ByteConsumer | None = None
         self._end_told = False
 
@@ -136,19 +141,26 @@ class _Stream(ClientConnection):
     def drop(self) -> None:
         """Forget the bytes that no consumer took, and read on."""
         self._chunks.clear()
-        if self._size > _HIGH_WATER and not self.transport.is_closing():
-            self.transport.resume_reading()
-        self._size = 0
+        if self._reading_paused:
+            self._reading_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     def _hand_over(self) -> None:
         """Give the consumer the bytes that are here, and tell it once if no more will come."""
         consumer, chunks = self._consumer, self._chunks
         if consumer is None:
+            if not self._reading_paused and sum(map(len, chunks)) > _HIGH_WATER and not self.transport.is_closing():
+                self._reading_paused = True
+                self.transport.pause_reading()
             return
         if chunks:
-            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            if len(chunks) > 1 and sum(map(len, chunks)) <= _JOINED:
+                consumer._on_bytes(b"".join(chunks))
+            else:
+                for chunk in chunks:
+                    consumer._on_bytes(chunk)
             self.drop()
-            consumer._on_bytes(data)
         if self.protocol.state is not _OPEN and not self._end_told:
             self._end_told = True
             consumer._on_end(self.stopped())
@@ -193,19 +205,33 @@ class _Stream(ClientConnection):
             self.protocol.fail(CloseCode.UNSUPPORTED_DATA, "AMQP travels in binary messages")
             self.send_data()
         elif event.data and not self.text_received and not self.closed_here:
-            self._chunks.append(cast(bytes | bytearray, event.data))  # a memoryview only on its way out
-            if self._consumer is None:
-                before, self._size = self._size, self._size + len(event.data)
-                if before <= _HIGH_WATER < self._size and not self.transport.is_closing():
-                    self.transport.pause_reading()
+            self._chunks.append(event.data)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self.response is None:
+            data = self._read_answer(data)
+        if data:
+            payload = self._splitter.split(data)
+            if not self.closed_here:
+                self._chunks += payload
         if self.protocol.handshake_exc is not None:
             # websockets would wait for the server to close, for as long as it likes.
             self.transport.abort()
         else:
             self._hand_over()
+
+    def _read_answer(self, data: bytes) -> bytes:
+        """Give websockets the answer to the upgrade, and return what is behind it in the same read."""
+        seen = self._answered + data
+        end = seen.find(b"\r\n\r\n") + 4
+        answer = data[: end - len(self._answered)] if end > 3 else data
+        self._answered = seen[-3:]
+        super().data_received(answer)
+        rest = data[len(answer) :]
+        if rest and self.protocol.state is not _OPEN:  # the body of a refusal
+            super().data_received(rest)
+            return b""
+        return rest
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -248,8 +274,11 @@ class WebSocketTransport:
         if stream.protocol.state is not _OPEN:
             raise stream.stopped()
         try:
-            stream.protocol.send_binary(data)
-            stream.send_data()
+            if stream.debug:  # websockets writes the frame to the log
+                stream.protocol.send_binary(data)
+                stream.send_data()
+            else:
+                stream.transport.write(binary_frame(data))
         except Exception as error:  # uvloop raises on a socket that has just gone, asyncio tells connection_lost alone
             stream.set_connection_exc(error)
             stream.transport.abort()

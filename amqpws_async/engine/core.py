@@ -145,7 +145,7 @@ class Engine:
 
     # --- bytes -----------------------------------------------------------------
 
-    def receive_data(self, data: bytes | bytearray) -> None:
+    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Feed bytes from the peer, in any cut; handlers are called before this returns.
 
         Data after the end of the stream is dropped, as the peer has said or done all that counts by then.
@@ -249,6 +249,11 @@ class Engine:
         session = EngineSession(self, self._connection.session(), handler)
         session.begin(incoming_capacity)
         return session
+
+    @property
+    def unsettled(self) -> int:
+        """How many deliveries are without outcome, on all links."""
+        return len(self._outgoing)
 
     def outgoing(self) -> list[OutgoingDelivery]:
         """The deliveries without outcome, oldest first."""

@@ -70,7 +70,7 @@ class Tap:
         self.over.set()
         self._transport.abort()
 
-    def _on_bytes(self, data: bytes | bytearray) -> None:
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
         if not self.over.is_set():
             self._listen(bytes(data))
         self._consumer._on_bytes(data)
