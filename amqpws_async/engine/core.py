@@ -211,7 +211,7 @@ class Engine:
                     self._extra = EMPTY_FRAME
                 self._quiet_deadline = now + self._keep_alive
             deadline = min(deadline, self._quiet_deadline) if deadline else self._quiet_deadline
-        self._dispatch()
+        self._dispatch_local()
         return deadline or None
 
     def sent(self, now: float) -> None:
@@ -347,6 +347,21 @@ class Engine:
             pop(collector)
         while self._final:
             self._let_go(self._final.pop())
+
+    def _dispatch_local(
+        self,
+        peek: Any = lib.pn_collector_peek,
+        pop: Any = lib.pn_collector_pop,
+        event_type: Any = lib.pn_event_type,
+        telling_nothing: frozenset[int] = frozenset((lib.PN_LINK_FLOW, lib.PN_TRANSPORT)),
+    ) -> None:
+        """Dispatch what is not of the peer's making: among it a flow event for each link that was written to."""
+        collector = self._c
+        while event := peek(collector):
+            if event_type(event) not in telling_nothing:
+                self._dispatch()
+                return
+            pop(collector)
 
     def _keep(self, session: Any) -> None:
         """Keep a session until proton has done with it and with its links.
