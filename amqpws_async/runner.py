@@ -98,6 +98,7 @@ class Runner:
         self.closing = False
         self._handed: list[Handed] = []
         self.dirty = False
+        self._alone = True  # whether there was one delivery under way when there was any to write lately
         self._full = False  # whether the socket takes no more; `_on_writable` ends that
         self._ending = False
         self._over: asyncio.Future[None] = self.loop.create_future()
@@ -129,11 +130,18 @@ class Runner:
             self.dirty = True
             self.loop.call_soon(self._flush_once)
 
+    def hasten(self) -> None:
+        """Write at once what is alone under way, and was lately; else wait for company (RFC 896, Nagle's rule)."""
+        if self._alone and self.engine.unsettled == 1:
+            self.flush()
+
     def flush(self) -> None:
         """Write what is pending, as far as the socket takes it."""
         if self._full or self._over.done():
             return
         self.dirty = False
+        if under_way := self.engine.unsettled:
+            self._alone = under_way == 1
         try:
             now = self.loop.time()
             if self._write(now):

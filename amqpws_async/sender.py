@@ -213,10 +213,7 @@ class Sender(Link):
         if pending._state is _Pending:
             future = self._loop.create_future()  # as in its `_wait`, but nobody else knows it
             pending._waiters = [future]
-            runner = self._runner
-            if runner.engine.unsettled == 1:
-                # Nagle's rule (RFC 896): what is alone under way is written at once, others join this turn's batch.
-                runner.flush()
+            self._runner.hasten()
             await future
         outcome = pending._state
         if outcome is ACCEPTED or outcome is None:
