@@ -2,7 +2,7 @@
 
 Life of a sent message::
 
-    encode -> [credit? room?] -> Engine.transfer, synchronous -> writer ... disposition -> PendingDelivery
+    encode -> [credit? room?] -> Engine.transfer, synchronous -> flush ... disposition -> PendingDelivery
 
 Nothing is sent before credit and room are there, so a cancelled wait has sent nothing. Nothing waits between taking
 credit and the engine having the transfer, so a cancellation never leaves half a message. From then on the delivery is
