@@ -27,7 +27,8 @@ The modules, in layer order:
 * `sections`, `fields`, `message`: the sections of a message, what stands in them, and the message they make up.
 * `terminus`: sources, targets, settle modes. `urls`, `options`: what can be chosen, every default explained.
 * `auth`: tokens for the upgrade (`auth.oauth2` fetches them), SASL for AMQP.
-* `tunnel`, `masking`, `handshake`, `transport`: bytes over a WebSocket, through a proxy if need be, no secret in a log.
+* `tunnel`, `masking`, `handshake`, `frames`, `transport`: bytes over a WebSocket, through a proxy if need be, no secret
+  in a log.
 * `engine`: the sans-I/O driver of proton's engine.
 * `endpoint`, `link`: what connection, session and link share. `signals`, `processing`: the handler runner behind
   `Receiver.process`. `sender`, `receiver`, `session`.

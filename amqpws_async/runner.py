@@ -1,8 +1,10 @@
-"""The one task of a connection, where engine and transport meet: reader, writer, idle timer, stop reason.
+"""Where engine and transport meet: bytes in, bytes out, idle timer, stop reason, and the one task of a connection.
 
-The reader never waits for the writer, and neither ever waits for a user: link credit is the only valve inwards, the
-account of unsent bytes the only one outwards. The writer takes everything that is pending and sends it in WebSocket
-messages of bounded size; what comes together during one send is the next batch, so batching needs no timer.
+Bytes are fed to the engine when the transport hands them over, and written once in a turn of the event loop, by
+callbacks: a task for each would be woken a turn later, every time. What comes together during a turn, or while the
+socket takes no more, is one batch, so batching needs no timer; it is cut into WebSocket messages of bounded size.
+Neither direction ever waits for the other, nor for a user: link credit is the only valve inwards, the account of unsent
+bytes the only one outwards. The task waits for the end, and turns whatever happened into one stop reason.
 
 The runner does not know the user's objects beyond the weak handlers of the engine. A `Connection` that its user
 dropped can therefore be collected, and warns, while this task still runs.
@@ -57,7 +59,7 @@ class Runner:
     Attributes:
         engine: The engine.
         unsent: Bytes of messages handed to the engine and not yet to the transport, counted by the senders.
-        dirty: Whether the writer knows that there is something to write; `wake` sets it.
+        dirty: Whether a `flush` is to come; `wake` sets it.
         room: Senders waiting for `unsent` to fall.
         stop: Why the connection stopped; written once, by `fail`.
         closing: Whether we have asked for the close.
@@ -96,8 +98,11 @@ class Runner:
         self.closing = False
         self._handed: list[Handed] = []
         self.dirty = False
+        self._alone = True  # whether there was one delivery under way when there was any to write lately
+        self._full = False  # whether the socket takes no more; `_on_writable` ends that
         self._ending = False
-        self._writer_waiter: asyncio.Future[None] | None = None
+        self._over: asyncio.Future[None] = self.loop.create_future()
+        self._reason = StopReason("connection", "local")  # why it is over, unless `fail` was told before
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -105,7 +110,6 @@ class Runner:
     def start(self) -> None:
         """Queue our open and start the task."""
         self.engine.open()
-        self.dirty = True
         self._task = self.loop.create_task(self._run(), name=f"amqpws_async {self.options.container_id}")
 
     @property
@@ -129,9 +133,29 @@ class Runner:
         """Say that the engine has something to write."""
         if not self.dirty:
             self.dirty = True
-            waiter = self._writer_waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            self.loop.call_soon(self._flush_once)
+
+    def hasten(self) -> None:
+        """Write at once what is alone under way, and was lately; else wait for company (RFC 896, Nagle's rule)."""
+        if self._alone and self.engine.unsettled == 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending, as far as the socket takes it."""
+        if self._full or self._over.done():
+            return
+        self.dirty = False
+        if under_way := self.engine.unsettled:
+            self._alone = under_way == 1
+        try:
+            now = self.loop.time()
+            if self._write(now):
+                self._written()
+                self._tick(now)
+            else:
+                self._full = self.dirty = True
+        except Exception as error:
+            self._broke(error)
 
     def hand(self, delivery: Handed) -> None:
         """Tell `delivery` when everything queued so far has been handed to the transport."""
@@ -203,7 +227,10 @@ class Runner:
     async def _run(self) -> None:
         """Read and write until the connection ends; turns whatever happened into one stop reason."""
         try:
-            self.fail(await self._serve())
+            self.flush()  # a peer that has spoken already hears our header by itself first
+            self.transport.start(self)
+            await self._over
+            self.fail(self._reason)
             await self.transport.close()
         except asyncio.CancelledError:
             self.fail(StopReason("connection", "local", description="the event loop is shutting down"))
@@ -214,58 +241,71 @@ class Runner:
             self.transport.abort()
             self.engine.free()
 
-    async def _serve(self) -> StopReason:
-        stop = StopReason("connection", "local")
+    def _end(self, reason: StopReason) -> None:
+        """Let the task go on to the end; only the first reason counts."""
+        if not self._over.done():
+            self._reason = reason
+            self._over.set_result(None)
+
+    def _broke(self, error: Exception) -> None:
+        """End because of an error: none of a callback reaches the event loop."""
+        if isinstance(error, ConnectionClosed):
+            self._end(error.stop)
+            return
+        if not isinstance(error, RemoteProtocolError):
+            logger.error("! %s: the connection failed", self.options.container_id, exc_info=error)
+        self._end(StopReason("connection", "transport", description=str(error) or type(error).__name__, cause=error))
+
+    # --- the transport's calls ------------------------------------------------------------
+
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        if self._over.done():
+            return
+        self.last_received = self.loop.time()
         try:
-            async with asyncio.TaskGroup() as group:
-                reader = group.create_task(self._read())
-                group.create_task(self._write(reader))
-        except* ConnectionClosed as closed:
-            stop = closed.exceptions[0].stop  # type: ignore[union-attr]
-        except* Exception as failed:
-            cause = failed.exceptions[0]
-            if not isinstance(cause, RemoteProtocolError):
-                logger.error("! %s: the connection failed", self.options.container_id, exc_info=cause)
-            stop = StopReason("connection", "transport", description=str(cause) or type(cause).__name__, cause=cause)
-        return stop
+            self.engine.receive_data(data)
+        except Exception as error:
+            self._broke(error)
+        if not self.dirty:
+            self.wake()
 
-    async def _read(self) -> None:
-        receive, feed, clock = self.transport.receive, self.engine.receive_data, self.loop.time
-        await asyncio.sleep(0)  # an eager task that failed at once would leave the group without its other task
-        while True:
-            data = await receive()
-            self.last_received = now = clock()
-            feed(data)
-            self._tick(now)
-            if not self.dirty:
-                self.wake()
+    def _on_writable(self) -> None:
+        self._full = False
+        if self.dirty:
+            self.flush()
 
-    async def _write(self, reader: asyncio.Task[None]) -> None:
-        engine, send, clock = self.engine, self.transport.send, self.loop.time
-        limit = self.options.max_websocket_message_size
-        while True:
-            while not self.dirty:
-                self._writer_waiter = waiter = self.loop.create_future()
-                await waiter
-            self.dirty = False
-            self._tick(clock())
-            queued = len(self._handed)  # those that come during the writing may be behind it
-            while data := engine.data_to_send(limit):
-                await send(data)
-                engine.sent(clock())
-            self._written(queued)
-            if self._ending:
-                reader.cancel()
-                return
+    def _on_end(self, error: Exception) -> None:
+        if self.dirty:
+            self.flush()  # nothing goes out, but only when asked for output proton finds out that SASL was refused
+        self._broke(error)
 
-    def _written(self, queued: int) -> None:
-        """Everything that could be written has been: senders may go on, `queued` pre-settled deliveries are done."""
+    # --- writing --------------------------------------------------------------------------
+
+    def _flush_once(self) -> None:
+        if self.dirty:  # else somebody was quicker
+            self.flush()
+
+    def _write(self, now: float) -> bool:
+        """Write what is pending; whether the socket has taken all of it."""
+        engine, write, limit = self.engine, self.transport.write, self.options.max_websocket_message_size
+        while data := engine.data_to_send(limit):
+            room = write(data)
+            engine.sent(now)
+            if not room:
+                return False
+        if self._ending:
+            self._end(self._reason)
+        return True
+
+    def _written(self) -> None:
+        """Everything that could be written has been: senders may go on, pre-settled deliveries are done."""
+        if not self.unsent:
+            return
         self.unsent = held = self.engine.unsent_bytes()
         if held < self.high_water:
             self.room.wake_all()
-        if queued and not held:  # else the peer's session window is shut
-            handed = self._handed[:queued]
-            del self._handed[:queued]
+        if self._handed and not held:  # else the peer's session window is shut
+            handed, self._handed = self._handed, []
             for delivery in handed:
                 delivery._on_handed()
 
@@ -281,7 +321,10 @@ class Runner:
     def _on_timer(self) -> None:
         self._timer = None
         if self.stop is None:
-            self._tick(self.loop.time())
+            try:
+                self._tick(self.loop.time())
+            except Exception as error:
+                self._broke(error)
             self.wake()
 
 

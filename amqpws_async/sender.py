@@ -2,7 +2,7 @@
 
 Life of a sent message::
 
-    encode -> [credit? room?] -> Engine.transfer, synchronous -> writer ... disposition -> PendingDelivery
+    encode -> [credit? room?] -> Engine.transfer, synchronous -> flush ... disposition -> PendingDelivery
 
 Nothing is sent before credit and room are there, so a cancelled wait has sent nothing. Nothing waits between taking
 credit and the engine having the transfer, so a cancellation never leaves half a message. From then on the delivery is
@@ -221,6 +221,7 @@ class Sender(Link):
         if pending._state is _Pending:
             future = self._loop.create_future()  # as in its `_wait`, but nobody else knows it
             pending._waiters = [future]
+            self._runner.hasten()
             await future
         outcome = pending._state
         if outcome is ACCEPTED or outcome is None:

@@ -2,12 +2,13 @@
 
 A WebSocket connection is a byte stream here. "There is no mapping between an AMQP frame and a WebSocket message" (AMQP
 WebSocket binding 1.0, section 2.4), so whatever a read brought is handed on in one piece: many small messages joined, a
-long fragmented one before its end. For that `_Stream` takes the frames out of ``ClientConnection.process_event``:
-``recv()`` would join each message first and cost half as much again (4.2 against 2.9 µs for 100 bytes), and
-``recv_streaming()`` costs more (5.3 µs) and is unusable once cancelled between two fragments.
+long fragmented one before its end. `_Stream` splits what it reads itself (see `frames`), and hands the bytes to its
+consumer before the read returns: a task that waited in ``recv()`` would be woken for each, a turn of the event loop
+later. For the same reason a message is written without ``send()``, whose coroutines cost more than the frame itself.
+Upgrade, pings, close and all that is out of order are left to ``websockets``.
 
-What the peer sends takes a bounded amount of memory: at most `MAX_INCOMING_FRAME` bytes for the WebSocket frame that is
-arriving, plus `_HIGH_WATER` and one read of the socket (256 KiB in asyncio) for bytes not yet taken.
+What the peer sends takes a bounded amount of memory: one read of the socket (256 KiB in asyncio), and before there is a
+consumer `_HIGH_WATER`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol, cast
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.exceptions import InvalidHandshake, InvalidStatus, PayloadTooBig, ProxyError, WebSocketException
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
@@ -37,21 +37,24 @@ from .errors import (
     StopReason,
     closed_error,
 )
+from .frames import Splitter, binary_frame
 from .handshake import Secrets, handshake_error, network_text, refused, unfit
 from .masking import MaskingLogger
 from .options import ConnectionOptions
 from .tunnel import open_tunnel
 from .urls import without_password
 
-__all__ = ["MAX_INCOMING_FRAME", "ByteTransport", "WebSocketTransport", "open_websocket"]
+__all__ = ["MAX_INCOMING_FRAME", "ByteConsumer", "ByteTransport", "WebSocketTransport", "open_websocket"]
 
 MAX_INCOMING_FRAME: Final = 16 * 2**20
-"""The largest WebSocket frame (one fragment of a message) that is taken, in bytes. Messages may be endless: they are
-handed on by fragment. Brokers send 4 KiB to 1 MiB; a larger `max_frame_size` raises this with it."""
+"""The largest WebSocket frame (one fragment of a message) that is taken, in bytes. Messages may be endless. Brokers
+send 4 KiB to 1 MiB; a larger `max_frame_size` raises this with it."""
 
 _HIGH_WATER: Final = 2**20
-"""Bytes received and not taken at which the socket is not read any more. The reader takes everything each time it runs,
-so only a blocked event loop gets here: back-pressure on the peer is link credit, never this."""
+"""Bytes received before there is a consumer at which the socket is not read any more. A consumer takes everything as it
+comes: back-pressure on the peer is link credit, never this."""
+
+_JOINED: Final = 16384  # bytes of several frames up to which a copy into one piece costs less than a call for each
 
 _MAX_REDIRECTS: Final = 5  # as fetch limits of HTTP clients go (5 to 30), the low end: brokers redirect once
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -59,32 +62,47 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 logger = logging.getLogger("amqpws_async.transport")
 
 
+class ByteConsumer(Protocol):
+    """Who a `ByteTransport` hands everything to, from callbacks of the event loop: nothing here may raise."""
+
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        """The next bytes, cut anywhere, never empty; what is wanted of them has to be copied now."""
+        ...  # pragma: no cover - a signature
+
+    def _on_writable(self) -> None:
+        """The socket's buffer has room again, after a `ByteTransport.write` that said it had not."""
+        ...  # pragma: no cover - a signature
+
+    def _on_end(self, error: Exception) -> None:
+        """The stream has ended, in whatever way; all bytes that came before were handed over. Called once.
+
+        Args:
+            error: `ConnectionClosed`, or `RemoteProtocolError` if the peer sent a text message.
+        """
+        ...  # pragma: no cover - a signature
+
+
 class ByteTransport(Protocol):
-    """What a connection needs of the network: bytes in, bytes out, two ways to end."""
+    """What a connection needs of the network: bytes in, bytes out, two ways to end. All but `close` is synchronous."""
 
     @property
     def latency(self) -> float:
         """The last WebSocket ping's round trip in seconds; 0.0 before the first."""
         ...  # pragma: no cover - a signature
 
-    async def receive(self) -> bytes:
-        """Return the next bytes, cut anywhere, never empty.
-
-        One task at a time may wait here. Cancelling is safe: nothing is lost.
-
-        Raises:
-            ConnectionClosed: The stream has ended, in whatever way; all bytes that came before were returned.
-            RemoteProtocolError: The peer sent a text message.
-        """
+    def start(self, consumer: ByteConsumer) -> None:
+        """Hand over what has come, and from now on what comes, when it comes. Called once."""
         ...  # pragma: no cover - a signature
 
-    async def send(self, data: bytes) -> None:
-        """Send one binary message; return when the socket's buffer has room for another.
+    def write(self, data: bytes) -> bool:
+        """Write one binary message.
 
-        Cancelling only stops the wait for room: the message goes out whole.
+        Returns:
+            Whether the socket's buffer has room for another; if not, wait for `ByteConsumer._on_writable`.
 
         Raises:
             ConnectionClosed: The stream has ended.
+            RemoteProtocolError: So it has, as the peer sent a text message.
         """
         ...  # pragma: no cover - a signature
 
@@ -107,35 +125,45 @@ class _Stream(ClientConnection):
         super().__init__(*args, **kwargs)
         self.text_received = False
         self.closed_here = False
+        self._splitter = Splitter(self.protocol, super().data_received)
+        self._answered = b""  # the last bytes of the answer to the upgrade
         self._chunks: list[bytes | bytearray | memoryview] = []
-        self._size = 0
         self._reading_paused = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._consumer: ByteConsumer | None = None
+        self._end_told = False
 
-    async def receive(self) -> bytes:
-        # A waiter is only woken, it carries nothing: a cancelled receive leaves the chunks where they are.
-        while not self._chunks:
-            if self.protocol.state is not _OPEN:
-                raise self.stopped()
-            if self._waiter is not None:
-                raise RuntimeError("another task is already waiting in receive()")
-            self._waiter = self.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        data = b"".join(self._chunks)
-        self.drop()
-        return data
+    def start(self, consumer: ByteConsumer) -> None:
+        if self._consumer is not None:
+            raise RuntimeError("the transport has been started already")
+        self._consumer = consumer
+        self._hand_over()
 
     def drop(self) -> None:
-        """Forget the bytes not taken, and read on."""
+        """Forget the bytes that no consumer took, and read on."""
         self._chunks.clear()
-        self._size = 0
         if self._reading_paused:
             self._reading_paused = False
             if not self.transport.is_closing():
                 self.transport.resume_reading()
+
+    def _hand_over(self) -> None:
+        """Give the consumer the bytes that are here, and tell it once if no more will come."""
+        consumer, chunks = self._consumer, self._chunks
+        if consumer is None:
+            if not self._reading_paused and sum(map(len, chunks)) > _HIGH_WATER and not self.transport.is_closing():
+                self._reading_paused = True
+                self.transport.pause_reading()
+            return
+        if chunks:
+            if len(chunks) > 1 and sum(map(len, chunks)) <= _JOINED:
+                consumer._on_bytes(b"".join(chunks))
+            else:
+                for chunk in chunks:
+                    consumer._on_bytes(chunk)
+            self.drop()
+        if self.protocol.state is not _OPEN and not self._end_told:
+            self._end_told = True
+            consumer._on_end(self.stopped())
 
     def stopped(self) -> Exception:
         if self.text_received:
@@ -178,28 +206,43 @@ class _Stream(ClientConnection):
             self.send_data()
         elif event.data and not self.text_received and not self.closed_here:
             self._chunks.append(event.data)
-            self._size += len(event.data)
-            if self._size > _HIGH_WATER and not self._reading_paused and not self.transport.is_closing():
-                self._reading_paused = True
-                self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self.response is None:
+            data = self._read_answer(data)
+        if data:
+            payload = self._splitter.split(data)
+            if not self.closed_here:
+                self._chunks += payload
         if self.protocol.handshake_exc is not None:
             # websockets would wait for the server to close, for as long as it likes.
             self.transport.abort()
-        elif self._chunks or self.protocol.state is not _OPEN:
-            self._wake()
+        else:
+            self._hand_over()
+
+    def _read_answer(self, data: bytes) -> bytes:
+        """Give websockets the answer to the upgrade, and return what is behind it in the same read."""
+        seen = self._answered + data
+        end = seen.find(b"\r\n\r\n") + 4
+        answer = data[: end - len(self._answered)] if end > 3 else data
+        self._answered = seen[-3:]
+        super().data_received(answer)
+        rest = data[len(answer) :]
+        if rest and self.protocol.state is not _OPEN:  # the body of a refusal
+            super().data_received(rest)
+            return b""
+        return rest
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._consumer is not None:
+            self._consumer._on_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not hasattr(self, "transport"):
             return  # lost during TLS through a proxy: never made
         super().connection_lost(exc)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._hand_over()
 
 
 # Looked up in their classes they cost 0.1 µs each, for every frame.
@@ -218,24 +261,29 @@ class WebSocketTransport:
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
         self.subprotocol: str | None = stream.subprotocol
-        self.receive = stream.receive
+        self.start = stream.start
 
     @property
     def latency(self) -> float:
         """The last WebSocket ping's round trip in seconds; 0.0 before the first."""
         return self._stream.latency
 
-    async def send(self, data: bytes) -> None:
-        """Send one binary message; see `ByteTransport.send`."""
+    def write(self, data: bytes) -> bool:
+        """Write one binary message; see `ByteTransport.write`."""
         stream = self._stream
         if stream.protocol.state is not _OPEN:
             raise stream.stopped()
         try:
-            await stream.send(data)
-            return
-        except WebSocketClosed:
-            pass
-        raise stream.stopped()  # with its own cause
+            if stream.debug:  # websockets writes the frame to the log
+                stream.protocol.send_binary(data)
+                stream.send_data()
+            else:
+                stream.transport.write(binary_frame(data))
+        except Exception as error:  # uvloop raises on a socket that has just gone, asyncio tells connection_lost alone
+            stream.set_connection_exc(error)
+            stream.transport.abort()
+            raise stream.stopped() from error
+        return not stream.paused
 
     async def close(self) -> None:
         """Close with code 1000 and wait for the peer's close, at most ``close_timeout``; see `ByteTransport.close`."""

@@ -25,9 +25,9 @@ import trustme
 import amqpws_async as amqp
 from amqpws_async.errors import ConnectionClosed, HandshakeError, OpenError, RedirectError, RemoteProtocolError
 from amqpws_async.options import ConnectionOptions
-from amqpws_async.transport import WebSocketTransport, open_websocket
+from amqpws_async.transport import open_websocket
 
-from .websocket_peer import BINARY, CLOSE, CONT, PING, PONG, TEXT, Peer, close_frame, frame, serving
+from .websocket_peer import BINARY, CLOSE, CONT, PING, PONG, TEXT, Asked, Peer, close_frame, frame, serving
 
 RULES = {
     # AMQP WebSocket Binding 1.0
@@ -98,11 +98,11 @@ def test_every_rule_has_its_test() -> None:
 
 
 @asynccontextmanager
-async def opened(url: str, **arguments: Any) -> AsyncIterator[WebSocketTransport]:
+async def opened(url: str, **arguments: Any) -> AsyncIterator[Asked]:
     """The byte stream alone."""
     transport = await open_websocket(ConnectionOptions(url=url, **QUICK | arguments), None)
     try:
-        yield transport
+        yield Asked(transport)
     finally:
         transport.abort()
 

@@ -34,7 +34,8 @@ LAYERS: dict[str, set[str]] = {
     "tunnel": {"errors", "urls"},
     "masking": set(),
     "handshake": {"errors", "masking", "options", "urls"},
-    "transport": {"errors", "handshake", "masking", "options", "tunnel", "urls"},
+    "frames": set(),
+    "transport": {"errors", "frames", "handshake", "masking", "options", "tunnel", "urls"},
     "engine": {"auth.sasl", "codec", "errors", "outcomes", "terminus"},
     "endpoint": {"errors"},
     "link": {"endpoint", "engine", "errors", "terminus"},
@@ -207,7 +208,7 @@ def test_not_even_a_type_comes_from_the_sides_or_from_the_public_surface() -> No
 
 def test_engine_and_transport_never_import_each_other() -> None:
     """They are siblings, not even their types meet: only the runner has both."""
-    network = {"transport", "handshake", "tunnel"}
+    network = {"transport", "frames", "handshake", "tunnel"}
     wrong = [
         item.at
         for item in all_imports()
@@ -242,7 +243,7 @@ def test_the_engine_is_synchronous_and_knows_no_asyncio() -> None:
         ("websockets.client", set[str]()),
         ("websockets.sync", set[str]()),
         ("websockets.legacy", set[str]()),
-        ("websockets", {"transport", "handshake", "masking", "testing"}),
+        ("websockets", {"transport", "frames", "handshake", "masking", "testing"}),
         ("aiohttp", {"auth.http", "auth.oauth2", "eventmesh.management", "testing"}),
     ],
 )

@@ -24,9 +24,9 @@ from amqpws_async.errors import (
     RemoteProtocolError,
 )
 from amqpws_async.options import ConnectionOptions
-from amqpws_async.transport import MAX_INCOMING_FRAME, WebSocketTransport, open_websocket
+from amqpws_async.transport import MAX_INCOMING_FRAME, open_websocket
 
-from .websocket_peer import CLOSE, CONT, PING, PONG, TEXT, Peer, close_frame, frame, serving
+from .websocket_peer import CLOSE, CONT, PING, PONG, TEXT, Asked, Peer, close_frame, frame, serving
 
 CANARY = "canary-5f1d"
 MIB = 2**20
@@ -37,10 +37,10 @@ def options(url: str, **arguments: Any) -> ConnectionOptions:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str, token: str | None = None, **arguments: Any) -> AsyncIterator[WebSocketTransport]:
+async def opened(url: str, token: str | None = None, **arguments: Any) -> AsyncIterator[Asked]:
     transport = await open_websocket(options(url, **arguments), token)
     try:
-        yield transport
+        yield Asked(transport)
     finally:
         transport.abort()
 
@@ -58,7 +58,7 @@ async def echo(**arguments: Any) -> AsyncIterator[str]:
         yield f"{'wss' if 'ssl' in arguments else 'ws'}://127.0.0.1:{port}/"
 
 
-async def read(transport: WebSocketTransport, size: int) -> bytes:
+async def read(transport: Asked, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         data += await transport.receive()
@@ -83,7 +83,7 @@ async def turns(count: int) -> None:
 async def test_bytes_go_both_ways_and_the_close_is_in_order() -> None:
     """The plain case, with a server that checks the protocol for us."""
     async with echo() as url:
-        transport = await open_websocket(options(url), None)
+        transport = Asked(await open_websocket(options(url), None))
         assert transport.subprotocol == "amqp"
         await transport.send(b"AMQP\0\1\0\0")
         assert await read(transport, 8) == b"AMQP\0\1\0\0"
@@ -140,7 +140,7 @@ async def test_a_message_without_end_takes_no_memory() -> None:
 
 
 async def test_many_small_messages_of_one_read_come_in_one_piece() -> None:
-    """One turn of the reader for a burst, not one for each of its messages."""
+    """One call for a burst, not one for each of its messages."""
 
     async def handler(peer: Peer) -> None:
         await peer.upgrade()
@@ -157,41 +157,67 @@ async def test_many_small_messages_of_one_read_come_in_one_piece() -> None:
         assert len(pieces) < 10
 
 
-async def test_a_cancelled_receive_loses_nothing() -> None:
-    """Even when bytes have arrived, and woken the waiter, in the very turn in which it is cancelled."""
-    release = asyncio.Event()
+class Heard:
+    """A consumer that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        self.told.append(bytes(data))
+
+    def _on_writable(self) -> None:
+        self.told.append("writable")
+
+    def _on_end(self, error: Exception) -> None:
+        self.told.append(type(error))
+
+
+async def test_no_byte_is_lost_whenever_the_consumer_comes() -> None:
+    """Before the bytes, while they come, after them, and after the end: it hears all, in order, and the end once."""
 
     async def handler(peer: Peer) -> None:
-        await peer.upgrade()
-        for n in range(50):
-            await release.wait()
-            release.clear()
+        await peer.upgrade(extra=frame(b"00"))
+        for n in range(1, 10):
             peer.writer.write(frame(b"%02d" % n))
+            await asyncio.sleep(0)
+        peer.writer.write(close_frame(1000))
         await peer.until_closed()
 
-    received = bytearray()
-    async with serving(handler) as server, opened(server.url) as transport:
-        for n in range(50):
-            task = asyncio.create_task(transport.receive())
-            release.set()
-            await turns(n % 12)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                received += await task
-            while len(received) < 2 * (n + 1):
-                received += await transport.receive()
-    assert bytes(received) == b"".join(b"%02d" % n for n in range(50))
+    async with serving(handler) as server, asyncio.timeout(20):
+        for n in range(40):
+            async with opened(server.url) as transport:
+                await turns(n)
+                heard = Heard()
+                transport.start(heard)
+                await until(lambda heard=heard: ConnectionClosed in heard.told)  # type: ignore[misc]
+            await turns(5)
+            *pieces, end = heard.told
+            assert b"".join(pieces) == b"".join(b"%02d" % n for n in range(10))  # type: ignore[arg-type]
+            assert end is ConnectionClosed
 
 
-async def test_only_one_task_may_receive() -> None:
-    """Two would tear the stream apart, so the second fails and the first goes on."""
+async def test_only_one_consumer() -> None:
+    """Two would tear the stream apart, so the second is refused and the first goes on."""
     async with echo() as url, opened(url) as transport:
-        first = asyncio.create_task(transport.receive())
-        await turns(1)
-        with pytest.raises(RuntimeError, match="another task"):
-            await transport.receive()
-        await transport.send(b"x")
-        assert await first == b"x"
+        heard = Heard()
+        transport.start(heard)
+        with pytest.raises(RuntimeError, match="started already"):
+            transport.start(Heard())
+        transport.write(b"x")
+        await until(lambda: bool(heard.told))
+        assert heard.told == [b"x"]
+
+
+async def test_bytes_are_handed_over_by_the_read_itself() -> None:
+    """No turn of the event loop between the socket and the consumer."""
+    async with echo() as url, opened(url) as transport:
+        heard = Heard()
+        transport.start(heard)
+        transport._stream.data_received(frame(b"one") + frame(b"two") + frame(b"begin", fin=False))
+        assert b"".join(heard.told) == b"onetwobegin"  # type: ignore[arg-type]
+        transport._stream.data_received(frame(b"", CONT, fin=False) + frame(b"last", CONT) + close_frame(1000))
+        assert heard.told[-2:] == [b"last", ConnectionClosed]
 
 
 async def test_unread_bytes_stop_the_peer_and_none_is_lost() -> None:
@@ -805,7 +831,7 @@ async def test_mutated_answers_end_in_a_typed_error_or_an_open_stream() -> None:
         for _ in range(300):
             async with asyncio.timeout(10):
                 try:
-                    transport = await open_websocket(options(server.url), None)
+                    transport = Asked(await open_websocket(options(server.url), None))
                 except OpenError:
                     outcomes["refused"] += 1
                     continue
@@ -929,7 +955,7 @@ async def test_wss_with_a_private_ca(certificates: Certificates) -> None:
     """Trusted by context; bytes go both ways, and the close is in order."""
     async with echo(ssl=certificates.server) as url:
         url = url.replace("127.0.0.1", "localhost")
-        transport = await open_websocket(options(url, ssl=certificates.client), CANARY)
+        transport = Asked(await open_websocket(options(url, ssl=certificates.client), CANARY))
         await transport.send(bytes(100_000))
         assert await read(transport, 100_000) == bytes(100_000)
         await transport.close()

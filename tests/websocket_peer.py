@@ -9,6 +9,9 @@ import hashlib
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from amqpws_async.transport import WebSocketTransport
 
 BINARY, TEXT, CONT, CLOSE, PING, PONG = 2, 1, 0, 8, 9, 10
 
@@ -134,3 +137,69 @@ async def serving(
     for task in tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
+
+
+class Asked:
+    """A transport that is asked for its bytes, as tests like it, and told of room: everything else is the transport's.
+
+    It becomes the transport's consumer with the first `receive` or `send`, not before; `start` is for other consumers.
+    """
+
+    def __init__(self, transport: WebSocketTransport) -> None:
+        self._transport = transport
+        self._pieces: list[bytes] = []
+        self._ended: Exception | None = None
+        self._changed = asyncio.Event()
+        self._started = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def __repr__(self) -> str:
+        return repr(self._transport)
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._transport.start(self)
+
+    async def receive(self) -> bytes:
+        """The bytes that have come, once there are some; raises when the stream has ended."""
+        self._start()
+        while not self._pieces:
+            if self._ended is not None:
+                self._transport.write(b"")
+                raise AssertionError("the end was told, and a write goes through")
+            self._changed.clear()
+            await self._changed.wait()
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data
+
+    async def send(self, data: bytes) -> None:
+        """Writes, and waits until there is room for more; raises when the stream has ended."""
+        self._start()
+        self._room = self._transport.write(data)
+        while not self._room:
+            if self._ended is not None:
+                self._transport.write(b"")
+                raise AssertionError("the end was told, and a write goes through")
+            self._changed.clear()
+            await self._changed.wait()
+
+    # --- what the transport calls
+
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        assert data
+        assert self._ended is None
+        self._pieces.append(bytes(data))
+        self._changed.set()
+
+    def _on_writable(self) -> None:
+        self._room = True
+        self._changed.set()
+
+    def _on_end(self, error: Exception) -> None:
+        assert self._ended is None
+        self._ended = error
+        self._changed.set()

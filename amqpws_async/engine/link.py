@@ -220,14 +220,15 @@ class EngineSender(_EngineLink):
         if not self.released and lib.pn_link_drained(self.pointer):
             self.credit = 0
 
-    def _on_flow(self) -> None:
+    def _on_flow(self, credit_of: Any = lib.pn_link_credit, wants_drain: Any = lib.pn_link_get_drain) -> None:
         link = self.pointer
-        if self.detaching:
-            return
-        self.credit = credit = lib.pn_link_credit(link)
+        credit, drain = credit_of(link), bool(wants_drain(link))
+        if (credit == self.credit and not drain) or self.detaching:
+            return  # proton makes this event also when it has written a transfer
+        self.credit = credit
         handler = self._handler()
         if handler is not None:
-            handler._on_credit(credit, drain=bool(lib.pn_link_get_drain(link)))
+            handler._on_credit(credit, drain=drain)
 
     def _on_delivery(self, pointer: Any) -> None:
         if lib.pn_delivery_updated(pointer) and lib.pn_link_is_sender(lib.pn_delivery_link(pointer)):

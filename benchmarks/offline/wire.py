@@ -10,6 +10,7 @@ import asyncio
 from typing import NamedTuple
 
 from amqpws_async.errors import StopReason, closed_error
+from amqpws_async.transport import ByteConsumer
 
 from ..counterpart import Counterpart
 
@@ -33,7 +34,10 @@ class Answer(NamedTuple):
 
 
 class _Wire:
-    """A `ByteTransport` of this library, and as much of a WebSocket as the raw floor uses."""
+    """A `ByteTransport` of this library, and as much of a WebSocket as the raw floor uses.
+
+    To the one it hands over what came since the last turn of the event loop, as a socket does; the other asks for it.
+    """
 
     latency = 0.0
     subprotocol = "amqp"
@@ -42,38 +46,54 @@ class _Wire:
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._consumer: ByteConsumer | None = None
         self._cut = False
 
-    async def receive(self) -> bytes:
-        while not self._chunks:
-            if self._cut:
-                raise closed_error(StopReason("connection", "transport", description="the wire was cut"))
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        data = b"".join(self._chunks)
-        self._chunks.clear()
-        return data
+    # --- this library
 
-    recv = receive
+    def start(self, consumer: ByteConsumer) -> None:
+        self._consumer = consumer
 
-    async def send(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
         if answer := self._answer(data):
+            if not self._chunks:
+                self._loop.call_soon(self._hand_over)
             self._chunks.append(answer)
-            self._wake()
+        return True
 
-    def _answer(self, data: bytes) -> bytes:
-        raise NotImplementedError
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _hand_over(self) -> None:
+        if self._consumer is not None and not self._cut:
+            self._consumer._on_bytes(self._take())
 
     async def close(self) -> None: ...
 
     def abort(self) -> None:
-        self._cut = True
-        self._wake()
+        if self._consumer is not None and not self._cut:
+            self._cut = True
+            stop = StopReason("connection", "transport", description="the wire was cut")
+            self._loop.call_soon(self._consumer._on_end, closed_error(stop))
+
+    # --- the raw floor
+
+    async def recv(self) -> bytes:
+        while not self._chunks:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return self._take()
+
+    async def send(self, data: bytes) -> None:
+        if answer := self._answer(data):
+            self._chunks.append(answer)
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def _take(self) -> bytes:
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        return data
+
+    def _answer(self, data: bytes) -> bytes:
+        raise NotImplementedError
 
 
 class Recorder(_Wire):

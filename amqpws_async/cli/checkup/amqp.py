@@ -12,7 +12,7 @@ from ...errors import AMQPError, AttachError, AuthenticationError, DecodeError
 from ...runner import Runner
 from ...session import Session
 from ...terminus import Source, Target
-from ...transport import ByteTransport
+from ...transport import ByteConsumer, ByteTransport
 from ..connecting import in_options
 from ..failures import ExitStatus
 from ..terminal import size
@@ -43,6 +43,7 @@ class Tap:
         self.beginning = b""
         self.over = asyncio.Event()
         self._transport = transport
+        self._consumer: ByteConsumer
         self._rest = b""
 
     @property
@@ -50,20 +51,14 @@ class Tap:
         """See `ByteTransport.latency`."""
         return self._transport.latency
 
-    async def receive(self) -> bytes:
-        """Return the next bytes; see `ByteTransport.receive`."""
-        try:
-            data = await self._transport.receive()
-        except BaseException:
-            self.over.set()
-            raise
-        if not self.over.is_set():
-            self._listen(data)
-        return data
+    def start(self, consumer: ByteConsumer) -> None:
+        """Hand over what comes; see `ByteTransport.start`."""
+        self._consumer = consumer
+        self._transport.start(self)
 
-    async def send(self, data: bytes) -> None:
-        """Send a message; see `ByteTransport.send`."""
-        await self._transport.send(data)
+    def write(self, data: bytes) -> bool:
+        """Write a message; see `ByteTransport.write`."""
+        return self._transport.write(data)
 
     async def close(self) -> None:
         """Close in order; see `ByteTransport.close`."""
@@ -74,6 +69,18 @@ class Tap:
         """Drop the connection; see `ByteTransport.abort`."""
         self.over.set()
         self._transport.abort()
+
+    def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.over.is_set():
+            self._listen(bytes(data))
+        self._consumer._on_bytes(data)
+
+    def _on_writable(self) -> None:
+        self._consumer._on_writable()
+
+    def _on_end(self, error: Exception) -> None:
+        self.over.set()
+        self._consumer._on_end(error)
 
     def _listen(self, data: bytes) -> None:
         if len(self.beginning) < len(_SASL_HEADER):
