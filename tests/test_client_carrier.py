@@ -456,7 +456,7 @@ async def test_links_sent_elsewhere_share_a_connection_for_as_long_as_they_use_i
         await soon(senders[1].send(MESSAGE))
         await soon(senders[1].close())
         await until(lambda: other.statistics().connections == 0)
-        assert not client._elsewhere
+        assert not list(client._detours)
         assert client.ready()
 
 

@@ -2,7 +2,8 @@
 
 * `retry`: what is tried again, and when. `backoff`: how long to wait in between.
 * `states`: where a client is. `options`: what can be chosen.
-* `redirect`: where a redirect leads. `carrier`: one connection kept alive.
+* `redirect`: where a redirect leads. `carrier`: one connection kept alive. `detours`: those to
+  which links were redirected.
 * `link`: a link kept attached; `sender` and `receiver`: what that means for each. `session`.
 * `outbox`: messages that are stored before they are sent.
 * `client`: all of it together.

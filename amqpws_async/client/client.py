@@ -32,6 +32,7 @@ from ..link import LinkHealth
 from ..options import ConnectionOptions, SessionOptions
 from ..terminus import SenderSettleMode, as_source, as_target
 from .carrier import Carrier
+from .detours import Detours
 from .options import ClientOptions, ClientReceiverOptions, ClientSenderOptions
 from .outbox import Outbox, OutboxOptions
 from .receiver import ClientReceiver
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["Client", "ClientHealth"]
 
 logger = logging.getLogger(__name__)
-
-DETOUR_ATTEMPTS: Final = 3  # to connect to where a link was redirected
 
 _OWN: Final = tuple(field.name for field in dataclasses.fields(ClientOptions))
 
@@ -191,7 +190,7 @@ class Client:
         self._over = asyncio.Event()
         self._links: list[ClientLink] = []
         self._main = Carrier(self, self._places, self.options.backoff)
-        self._elsewhere: dict[tuple[str, str | None], Carrier] = {}
+        self._detours = Detours(self)
         self._default = ClientSession(self, SessionOptions())
         self._group: asyncio.TaskGroup | None = None
         self._task = loop.create_task(self._run(), name=f"amqpws_async client {self.container_id}")
@@ -439,7 +438,7 @@ class Client:
     # --- for carriers and links --------------------------------------------------------------
 
     def _carriers(self) -> list[Carrier]:
-        return [self._main, *self._elsewhere.values()]
+        return [self._main, *self._detours]
 
     def _connections(self) -> list[Connection]:
         return [connection for carrier in self._carriers() for connection in carrier.connections()]
@@ -472,40 +471,6 @@ class Client:
         for link in self._links:
             link._nudge()
 
-    def _carrier_to(self, place: ConnectionOptions) -> Carrier:
-        """The carrier for a place that a link was redirected to; one that connects there is made if need be."""
-        for carrier in self._carriers():
-            connection = carrier.connection
-            if connection is not None and _same_place(connection.options, place):
-                return carrier
-        # Who is sent elsewhere comes back soon if nobody is there.
-        backoff = dataclasses.replace(self.options.backoff, max_attempts=DETOUR_ATTEMPTS)
-        key = (place.url, place.hostname)
-        known = self._elsewhere.get(key)
-        if known is not None and known.stop is None:
-            return known
-        made = self._elsewhere[key] = Carrier(self, [place], backoff)
-        self._spawn(self._run_detour(key, made), "detour")
-        return made
-
-    async def _run_detour(self, key: tuple[str, str | None], carrier: Carrier) -> None:
-        """Run a carrier for as long as links use it."""
-        await asyncio.sleep(0)  # an eager task would look before the link that asked for the carrier has it
-        task = self._spawn(carrier.run(), "redirected connection")
-        try:
-            while carrier.stop is None and any(link._carrier is carrier for link in self._links):
-                await self._changed.wait()
-            if self._elsewhere.get(key) is carrier:  # before anything is awaited: no link may come to it any more
-                del self._elsewhere[key]
-            task.cancel()
-            await asyncio.wait([task])
-            for connection in carrier.connections():
-                with contextlib.suppress(AMQPError, TimeoutError):
-                    await connection.close()
-        finally:
-            for connection in carrier.connections():
-                connection._abandon()
-
     def _check_open(self) -> None:
         if self._task is None:
             raise LocalProtocolError("open the client first: use it in `async with`, or await its open()")
@@ -528,7 +493,3 @@ class Client:
         description = f"there is no connection now, after: {error}" if error is not None else "not connected yet"
         stop = StopReason("connection", "transport", description=description, cause=error)
         return ConnectionClosed(stop, self._change.origin)
-
-
-def _same_place(one: ConnectionOptions, other: ConnectionOptions) -> bool:
-    return (one.url, one.hostname) == (other.url, other.hostname)

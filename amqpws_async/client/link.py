@@ -224,7 +224,7 @@ class ClientLink(Endpoint):
             delay = self._pace.failed(Retry.NOW, error, lost=attached)
             logger.info("< %s: redirected to %s", self._where, place.origin)
             await asyncio.sleep(delay)
-            self._carrier = self._client._carrier_to(place)
+            self._carrier = self._client._detours.carrier_to(place)
             self._detour = redirect.address
             self._client._changed.wake_all()
             return
