@@ -194,6 +194,7 @@ class Runner:
 
     def _on_closed(self, error: ErrorCondition | None) -> None:
         self._ending = True
+        self.wake()
         if error is None:
             self.fail(StopReason("connection", "local" if self.closing else "remote"))
         else:
@@ -201,6 +202,7 @@ class Runner:
 
     def _on_failed(self, error: ErrorCondition) -> None:
         self._ending = True
+        self.wake()  # it may be found out behind the writing, by the engine's timers
         if error.description == IDLE_EXPIRED:
             seconds = self.options.idle_timeout
             description = f"the peer was silent for {seconds:g} s (idle_timeout)"
@@ -261,13 +263,14 @@ class Runner:
     def _on_bytes(self, data: bytes | bytearray | memoryview) -> None:
         if self._over.done():
             return
-        self.last_received = self.loop.time()
+        self.last_received = now = self.loop.time()
         try:
-            self.engine.receive_data(data)
+            if not self.engine.receive_data(data):
+                self._tick(now)
+            elif not self.dirty:
+                self.wake()
         except Exception as error:
             self._broke(error)
-        if not self.dirty:
-            self.wake()
 
     def _on_writable(self) -> None:
         self._full = False
@@ -325,7 +328,7 @@ class Runner:
                 self._tick(self.loop.time())
             except Exception as error:
                 self._broke(error)
-            self.wake()
+            self.flush()
 
 
 def _nobody() -> None:

@@ -66,7 +66,7 @@ class Wire:
 @contextlib.asynccontextmanager
 async def connected(**options: Any) -> AsyncIterator[tuple[Connection, Wire]]:
     wire = Wire()
-    made = ConnectionOptions(url="ws://localhost/", idle_timeout=None, **options)
+    made = ConnectionOptions(url="ws://localhost/", **{"idle_timeout": None} | options)
     connection = Connection(Runner(made, wire, None))
     async with asyncio.timeout(PATIENCE):
         await connection._wait_open()
@@ -196,6 +196,23 @@ async def test_a_write_that_fails_is_the_stop_reason() -> None:
             await sender.send(amqp.Message(b"x"))
         assert connection.stop is not None
         assert connection.stop.description == "gone"
+
+
+async def test_a_silent_peer_found_out_by_a_flush() -> None:
+    """The engine's timers run behind the writing, so a flush may find out; it ends without the timer's help."""
+    async with connected(idle_timeout=0.05) as (connection, wire):
+        runner = connection._runner
+        await turns()  # the timers know of all that came
+        wire.still = True
+        over = runner.loop.time() + 0.2
+        while runner.loop.time() < over:
+            pass
+        if runner._timer is not None:
+            runner._timer.cancel()
+        runner.flush()
+        await runner.finished()
+        assert connection.stop is not None
+        assert "silent" in str(connection.stop)
 
 
 async def test_nothing_is_kept_once_it_is_over() -> None:

@@ -145,18 +145,20 @@ class Engine:
 
     # --- bytes -----------------------------------------------------------------
 
-    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+    def receive_data(self, data: bytes | bytearray | memoryview) -> bool:
         """Feed bytes from the peer, in any cut; handlers are called before this returns.
 
         Data after the end of the stream is dropped, as the peer has said or done all that counts by then.
+
+        Returns:
+            False if nothing came of it, as of an empty frame: there is nothing new to write.
         """
         transport = self._t
         size = len(data)
         if size <= lib.pn_transport_capacity(transport):
             # Plain bytes go as they are, at half the cost.
             lib.pn_transport_push(transport, data if type(data) is bytes else ffi.from_buffer(data), size)
-            self._dispatch()
-            return
+            return self._dispatch() or lib.pn_transport_pending(transport) != 0
         view = ffi.from_buffer(data)
         offset = 0
         while offset < size:
@@ -169,6 +171,7 @@ class Engine:
             offset += pushed
             self._dispatch()
         self._dispatch()
+        return True
 
     def receive_eof(self) -> None:
         """Tell that no more bytes will come."""
@@ -326,9 +329,13 @@ class Engine:
         remote_state: Any = lib.pn_delivery_remote_state,
         settle: Any = lib.pn_delivery_settle,
         flow_type: int = lib.PN_LINK_FLOW,
-    ) -> None:
+    ) -> bool:
+        """Dispatch all events; whether there were any."""
         collector, links, outgoing, simple = self._c, self._links, self._outgoing, _SIMPLE
-        while event := peek(collector):
+        event = peek(collector)
+        if not event:
+            return False
+        while event:
             pointer = event_delivery(event)  # NULL for every other kind of event
             delivery = outgoing.get(pointer)
             if delivery is not None:
@@ -353,8 +360,10 @@ class Engine:
                 except DecodeError as exc:
                     self._fail("amqp:decode-error", str(exc))
             pop(collector)
+            event = peek(collector)
         while self._final:
             self._let_go(self._final.pop())
+        return True
 
     def _dispatch_local(
         self,
