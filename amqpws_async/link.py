@@ -247,7 +247,8 @@ class Link(Endpoint):
             self._quiesce()
             self._runner.wake()
 
-    async def _detach(self, *, closed: bool, deadline: float | None = None) -> None:
+    async def _detach(self, *, closed: bool, deadline: float | None = None, patient: bool = True) -> None:
+        """Finish what is in hand, unless we are not `patient` any more, then detach and wait for the peer's answer."""
         if self._stop is not None:
             return
         if self._detaching:
@@ -259,7 +260,7 @@ class Link(Endpoint):
         self._closing = closed
         try:
             self._hold()
-            await self._finish(deadline)
+            await self._finish(deadline if patient else self._loop.time())
             self._link.detach(closed=closed)
             self._runner.wake()
             async with asyncio.timeout_at(deadline):

@@ -172,6 +172,54 @@ async def test_deliveries_nobody_took_arrive_twice() -> None:
         assert receiver.queued == 0
 
 
+async def test_deliveries_that_came_settled_are_lost() -> None:
+    """What came settled, and waits when the link goes, is nobody's to send again: it is given all the same, once."""
+    async with Peer() as peer, opened(peer.url) as client:
+        peer.presettled = True
+        peer.queue.extend(amqp.Message(b"%d" % number).encode() for number in range(5))
+        receiver = await client.receiver("q", snd_settle_mode=amqp.SenderSettleMode.SETTLED)
+        await until(lambda: receiver.queued == 5)
+        async with relinked(receiver):
+            peer.conversation.drop()
+        seen = [await soon(receiver.receive()) for _ in range(5)]
+        assert [body_of(delivery.message) for delivery in seen] == [b"%d" % number for number in range(5)]
+        assert all(delivery.settled for delivery in seen)
+        peer.queue.append(amqp.Message(b"5").encode())
+        peer.conversation.react("flow", next(iter(peer.conversation.links.values())))
+        assert body_of((await soon(receiver.receive())).message) == b"5"
+
+
+async def test_the_address_of_a_dynamic_node_is_forgotten() -> None:
+    """A dynamic node is another one after each attach, and the receiver knows its address."""
+    async with Broker() as broker, opened(broker.url) as client:
+        receiver = await client.receiver(amqp.Source(dynamic=True))
+        sender = await client.sender(None)
+        addresses = set()
+        for _ in range(2):
+            addresses.add(receiver.address)
+            await soon(sender.send(amqp.Message(b"x", to=receiver.address)))
+            await (await soon(receiver.receive())).accept()
+            async with relinked(receiver, sender):
+                await broker.disconnect()
+        assert None not in addresses
+        assert len(addresses) == 2
+
+
+async def test_a_body_that_fails_in_an_outage_waits() -> None:
+    """The end of a block with a failed body is quick during an outage, and hides nothing."""
+    changes = Changes()
+    async with Broker() as broker:
+        began = time.monotonic()
+        with pytest.raises(ZeroDivisionError):
+            async with made(broker.url, changes) as client, client.session() as session, session.receiver("q") as it:
+                await broker.abort()
+                await changes.saw(RECONNECTING)
+                assert not it.attached
+                _ = 1 / 0
+        assert time.monotonic() - began < 5.0
+        assert client.state is CLOSED
+
+
 async def test_waiting_for_a_delivery_ends_with_a_loss() -> None:
     """A receive that waits, waits on over an outage."""
     changes = Changes()

@@ -376,12 +376,13 @@ async def test_an_outcome_in_flight_is_lost(mode: Any) -> None:
 @pytest.mark.parametrize("mode", ["raise", "resend"])
 async def test_an_outcome_that_never_comes_holds_the_old_connection(mode: Any) -> None:
     """An outcome that does not come within `handover_timeout` is in doubt: raised, or sent again."""
-    async with Peer() as peer, opened(peer.url, handover_timeout=0.3) as client:
+    async with Peer() as peer, opened(peer.url, handover_timeout=0.3, close_timeout=PATIENCE) as client:
         peer.on["transfer"] = ignore
         sender = await client.sender("q", on_unknown=mode)
         pending = await soon(sender.transfer(MESSAGE))
         await peer.saw("transfer")
         del peer.on["transfer"]
+        began = time.monotonic()
         await soon(client.roll_over())
         if mode == "raise":
             with pytest.raises(amqp.DeliveryUnknown):
@@ -390,6 +391,7 @@ async def test_an_outcome_that_never_comes_holds_the_old_connection(mode: Any) -
             assert await soon(pending) == amqp.Accepted()
             assert peer.received[0] == peer.received[1]
         await peer.until(lambda: sum(not each.over for each in peer.conversations) == 1)
+        assert 0.2 < time.monotonic() - began < 5.0
         assert sender.unsettled == 0
 
 

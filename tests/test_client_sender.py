@@ -465,6 +465,31 @@ async def test_send_many_loses_count_over_losses(mode: Any) -> None:
         assert sender.unsettled == 0
 
 
+async def test_a_step_of_send_many_that_times_out_loses_its_place() -> None:
+    """A step of send_many that is cancelled in an outage is gone on with; leaving it then sends nothing more."""
+    changes = Changes()
+    async with Broker() as broker, opened(broker.url, changes) as client:
+        sender = await client.sender("q", on_unknown="resend")
+        messages = numbered(10)
+        many = sender.send_many(messages, in_flight=2)
+        results = [await soon(anext(many)) for _ in range(2)]
+        await broker.abort()
+        await changes.saw(RECONNECTING)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                while True:
+                    results.append(await anext(many))
+        await broker.start()
+        while len(results) < 6:
+            results.append(await soon(anext(many)))
+        assert results == [(message, amqp.Accepted()) for message in messages[:6]]
+        await soon(many.aclose())
+        await until(lambda: sender.unsettled == 0)
+        arrived = without_repeats(bodies(broker))
+        assert arrived == [b"%d" % number for number in range(len(arrived))]
+        assert 6 <= len(arrived) <= 8
+
+
 @modes
 async def test_tasks_that_share_a_sender_lose_messages(mode: Any) -> None:
     """Many tasks send over losses: each knows the fate of its own message."""

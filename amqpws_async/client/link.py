@@ -284,14 +284,16 @@ class ClientLink(Endpoint):
 
     async def _retire(self, link: Any, deadline: float) -> None:
         """See a link out that a roll-over has left: detach once nothing is in hand, or its time is up."""
+        in_time = True
         try:
             async with asyncio.timeout_at(deadline):
                 await self._settled(link)
         except TimeoutError:
+            in_time = False
             left = link._link.unsettled
             logger.warning("! %s: %d deliveries were not settled in time, when the client moved", self._where, left)
         with contextlib.suppress(AMQPError, TimeoutError):
-            await link._detach(closed=not link._durable)
+            await link._detach(closed=not link._durable, patient=in_time)
         self._forget_lost()
 
     # --- to be said by each kind ----------------------------------------------------------------
