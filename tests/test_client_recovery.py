@@ -105,3 +105,20 @@ async def test_a_place_that_refused_once_is_tried_again_after_the_next_connectio
             second.faults.inject(RefuseUpgrade(times=None))
             await second.disconnect()
             await until(lambda: client.ready() and first.statistics().connections == 1)
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_a_roll_over_without_a_connection_ends_with_its_client(how: str) -> None:
+    """Who asks for a roll-over during an outage is told when the client is closed."""
+    async with Broker() as broker:
+        client = await amqp.Client(broker.url, **QUICK).open()
+        await broker.abort()
+        await until(lambda: client.connection is None)
+        rolling = asyncio.create_task(client.roll_over())
+        await asyncio.sleep(0)
+        if how == "close":
+            await soon(client.close())
+        else:
+            await soon(client.__aexit__(asyncio.CancelledError, asyncio.CancelledError(), None))
+        with pytest.raises(amqp.ConnectionClosed):
+            await soon(rolling)

@@ -145,6 +145,9 @@ class Carrier:
             self._end(given_up.error)
         finally:
             self._answer(None)
+            if self.stop is None:  # the client ends: who waits for a connection need not any more
+                self.stop = StopReason("connection", "local")
+                self.changed.wake_all()
 
     def _use(self, connection: Connection) -> None:
         self._pace.succeeded()

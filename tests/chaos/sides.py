@@ -58,15 +58,16 @@ class Side:
                 self._life = None
                 raise
             life, self._life = self._life, None
-            if not life.cancelled() and (error := life.exception()) is not None:
-                self._on_error(error)
+            if not life.cancelled():
+                self._on_error(life.exception())
+            del life  # its exception holds all that was
 
-    def _on_error(self, error: BaseException) -> None:
+    def _on_error(self, error: BaseException | None) -> None:
         rule = "no operation hangs" if isinstance(error, Hang) else "nothing unexpected is raised"
         if isinstance(error, BaseExceptionGroup):
             for inner in error.exceptions:
                 self._on_error(inner)
-        elif not isinstance(error, Ended):
+        elif error is not None and not isinstance(error, Ended):
             trace = _where(error)
             self.station.breach(rule, f"{self.name}: {type(error).__name__}: {error}{trace}")
 
