@@ -19,6 +19,7 @@ from amqpws_async.errors import ErrorCondition
 from amqpws_async.terminus import ExpiryPolicy, SenderSettleMode, TerminusDurability
 from amqpws_async.testing import Broker, ServerThread
 from amqpws_async.testing.faults import (
+    DelayOutcome,
     DetachLink,
     EndSession,
     LoseOutcome,
@@ -60,7 +61,7 @@ FINAL: dict[str, tuple[dict[str, Any], Callable[[Broker], Any]]] = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(20, method="thread")  # which ends also a loop that is stuck
 @pytest.mark.parametrize("name", FINAL)
 async def test_links_that_wait_end_with_their_client(name: str) -> None:
     """What ends a client for good ends the links that wait for a connection, and the loop goes on."""
@@ -251,18 +252,24 @@ async def test_the_end_of_a_session_spares_the_innocent() -> None:
         assert receiver.stop is sender.stop is None
 
 
-async def test_a_session_closes_all_its_links() -> None:
-    """A session goes on closing when one of its links fails to, and then raises the first failure."""
-    async with Broker() as broker, amqp.Client(broker.url, **QUICK | {"close_timeout": 0.1}) as client:
+async def test_a_session_closes_all_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session goes on closing, in order, when one of its links fails to, and then raises the first failure."""
+    async with Broker() as broker, amqp.Client(broker.url, **QUICK) as client:
         session = await client.session()
-        first, second = await session.sender("a"), await session.receiver("b")
-        broker.faults.inject(LoseOutcome())
-        pending = await first.transfer(MESSAGE)
-        with pytest.raises(TimeoutError):
+        first, second = await session.receiver("a"), await session.sender("b")
+        broker.faults.inject(DelayOutcome(seconds=0.1))
+        pending = await second.transfer(MESSAGE)
+        close = first.close
+
+        async def fails() -> None:
+            await close()
+            raise TimeoutError("the peer did not answer the detach")
+
+        monkeypatch.setattr(first, "close", fails)
+        with pytest.raises(TimeoutError, match="did not answer"):
             await soon(session.close())
-        assert first.stop is not None
         assert second.stop is not None
-        assert await fates([pending]) == ["DeliveryUnknown"]
+        assert await fates([pending]) == ["Accepted"]
         with pytest.raises(amqp.LocalProtocolError):
             await session.sender("c")
         await soon((await client.sender("d")).send(MESSAGE))

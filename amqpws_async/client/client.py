@@ -116,6 +116,7 @@ class Client:
         self._change = StateChange(state=ClientState.CONNECTING, origin=self._places[0].origin)
         self._stop: StopReason | None = None
         self._final: Exception | None = None
+        self._ending: list[Connection] = []  # those that the client's end has aborted
         self._task: asyncio.Task[None] | None = None
         self._watching: weakref.WeakSet[StateChanges] = weakref.WeakSet()
 
@@ -388,7 +389,8 @@ class Client:
         self._stop, self._final = stop, error
         for link in list(self._links):
             link._fail(stop)
-        for connection in self._connections():
+        self._ending = self._connections()
+        for connection in self._ending:
             connection._abandon()
         for carrier in self._carriers():
             carrier.give_up(stop)
@@ -421,11 +423,11 @@ class Client:
         finally:
             self._group = None
             closing = self.state is ClientState.CLOSING
-            connections = self._connections()
             why = None if closing else "the event loop is shutting down"
             self._end(StopReason("connection", "local", description=why), None)
-            for connection in connections:
+            for connection in self._ending:
                 await connection._runner.finished()
+            self._ending = []
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         """Start a task of the client's."""
