@@ -422,7 +422,7 @@ async def test_a_redirect_of_the_anonymous_terminus_harms_nobody() -> None:
         with contextlib.suppress(amqp.DeliveryUnknown):
             await soon(sender.send(amqp.Message(b"one", to="orders")))
         await until(client.ready)
-        await soon(sender.send(amqp.Message(b"two", to="elsewhere")))
+        await soon(sender.send(amqp.Message(b"two", to="orders")))
         assert [message.body for message in broker.messages("elsewhere")] == [b"two"]
         assert receiver.stop is client.stop is None
 
