@@ -348,6 +348,25 @@ async def test_a_refusal_for_now_keeps_the_connection(status: int) -> None:
         assert {change.state for change in states} == {STATES.CONNECTED}
 
 
+async def test_refused_roll_overs_come_at_longer_intervals() -> None:
+    """A server that refuses second connections, for no reason that asks for another way, is asked less and less."""
+    times: list[float] = []
+
+    def authorize(headers: Any, path: str) -> int | None:
+        times.append(time.monotonic())
+        return 503 if len(times) > 1 else None
+
+    async with (
+        Broker(authorize=authorize) as broker,
+        amqp.Client(broker.url, max_connection_age=0.05, **QUICK) as client,
+    ):
+        former = client.connection
+        await until(lambda: len(times) == 4)
+        assert times[2] - times[1] >= 0.1  # half of what a Backoff begins with
+        assert times[3] - times[2] >= 0.2
+        assert client.connection is former
+
+
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_roll_over_that_is_refused_raises(status: int) -> None:
     """Who asks for a roll-over is told why there is none, and the connection stays."""
@@ -413,14 +432,19 @@ async def test_a_dynamic_node_is_another_one_after_a_roll_over() -> None:
         await soon((await soon(receiver.receive())).accept())
 
 
-@pytest.mark.parametrize("turn", [*range(20), *range(20, 100, 8)])
-async def test_a_close_during_a_roll_over_is_no_fault(turn: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("turn", range(16))
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_a_close_during_a_roll_over_is_no_fault(
+    connections: int, turn: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """A client closed at any moment of a roll-over ends by its user's wish, and closes both connections."""
     async with Broker() as broker:
         client = await amqp.Client(broker.url, **QUICK).open()
         await client.sender("orders")
         await client.receiver("orders")
         moving = asyncio.create_task(client.roll_over())
+        while broker.statistics().connections < connections:
+            await asyncio.sleep(0)
         await turns(turn)
         await soon(client.close())
         await asyncio.wait([moving])

@@ -96,6 +96,19 @@ async def test_a_connection_closed_behind_the_client_is_a_loss() -> None:
             await soon(waiting)
 
 
+async def test_a_client_given_up_raises_also_where_its_connection_was_closed_by_us() -> None:
+    """Iteration ends with an error, and not as after a close, if the loss that is one too many was a close of ours."""
+    options = QUICK | {"backoff": amqp.Backoff(initial=0.01, max_time=0.0)}
+    async with Broker() as broker, amqp.Client(broker.url, **options) as client:
+        receiver = await client.receiver("orders")
+        assert client.connection is not None
+        await lost(client, client.connection.close)
+        waiting = asyncio.create_task(receiver.__anext__())
+        await client.connection.close()
+        with pytest.raises(amqp.ConnectionClosed, match="given up"):
+            await soon(waiting)
+
+
 async def test_openers_are_told_that_the_client_closes() -> None:
     """Who waits for a link, or for the client itself, when the client is closed gets an error at once."""
     client = amqp.Client("ws://127.0.0.1:1", background=True, **QUICK)
@@ -422,7 +435,7 @@ async def test_a_redirect_of_the_anonymous_terminus_harms_nobody() -> None:
         with contextlib.suppress(amqp.DeliveryUnknown):
             await soon(sender.send(amqp.Message(b"one", to="orders")))
         await until(client.ready)
-        await soon(sender.send(amqp.Message(b"two", to="elsewhere")))
+        await soon(sender.send(amqp.Message(b"two", to="orders")))
         assert [message.body for message in broker.messages("elsewhere")] == [b"two"]
         assert receiver.stop is client.stop is None
 
