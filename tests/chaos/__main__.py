@@ -19,9 +19,8 @@ from typing import Any, Final
 
 import trustme
 
-from tests.soak.memory import Growth, resident
-
 from .ledger import Breach
+from .memory import Memory
 from .report import Breaches, tables
 from .sides import alive
 from .station import RULES, SETUPS, Station
@@ -32,8 +31,6 @@ SHORT: Final = 30  # the short form is this part of the whole
 COPIES: Final = 2  # stations of each setup
 
 PROGRESS: Final = 5.0  # seconds between lines
-
-FLAT: Final = 12 * 2**20  # bytes that the memory may grow by over the later four fifths of a whole run
 
 MEMORY: Final = "memory is flat"
 
@@ -64,9 +61,7 @@ class Run:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._started = time.monotonic()
-        self._growth = Growth()
-        self._samples: list[int] = []
-        self._most = 0  # objects alive
+        self._memory = Memory()
         self.breaches = Breaches(arguments.seed, self.say)
 
     def say(self, text: str) -> None:
@@ -141,12 +136,11 @@ class Run:
         while True:
             await asyncio.sleep(PROGRESS)
             steps = sum(station.saboteur.planned.total() for station in stations)
-            self._samples.append(self._growth.sample(steps))
-            self._most = max(self._most, len(alive))
+            memory = self._memory.sample(steps)
             messages = sum(station.ledger.issued for station in stations)
             strikes = sum(station.saboteur.strikes for station in stations)
             self.say(
-                f"{steps} of {total} steps, {strikes} faults, {messages} messages, {resident() / 2**20:.1f} MiB, "
+                f"{steps} of {total} steps, {strikes} faults, {messages} messages, {memory}, "
                 f"{len(asyncio.all_tasks())} tasks, {len(alive)} clients"
             )
             if self._arguments.trace_memory:
@@ -175,13 +169,11 @@ class Run:
         seconds = time.monotonic() - self._started
         rules = list(RULES)
         failed = sum(bool(self.breaches.counts[rule]) for rule in rules)
-        if len(self._samples) >= 20:
+        if (memory := self._memory.verdict()) is not None:
+            flat, text = memory
             rules.append(MEMORY)
-            steps = sum(station.saboteur.planned.total() for station in stations)
-            grown = self._growth.per_thing() * steps
-            flat = grown < FLAT
             failed += not flat
-            print(f"{MEMORY:<44}{'kept' if flat else 'NO':>8}   {grown / 2**20:+.1f} MiB over the run, by its trend")
+            print(f"{MEMORY:<44}{'kept' if flat else 'NO':>8}   {text}")
         strikes = sum(station.saboteur.strikes for station in stations)
         messages = sum(station.ledger.issued for station in stations)
         print(f"{strikes} faults, {messages} messages in {seconds:.0f} s, seed {self._arguments.seed}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from amqpws_async import (
     Client,
     ClientReceiver,
+    ClientSession,
     Delivery,
     EndpointClosed,
     ReceiverSettleMode,
@@ -63,6 +64,7 @@ class Taking:
         """
         options: dict[str, Any] = {"credit": self._draw.choice((1, 10, 100, 1000))}
         source: str | Source = ADDRESS
+        place: Client | ClientSession
         if self._way == "manual":
             options["credit"] = 0
         elif self._way == "confirm":
@@ -70,14 +72,18 @@ class Taking:
         elif self._way == "durable":
             source, options["name"] = subscription(), "chaos-subscription"
         async with deadline("attaching a receiver"):
-            self.receiver = receiver = await client.receiver(source, **options)
+            place = await client.session() if self._station.setup.sessions else client
+            self.receiver = receiver = await place.receiver(source, **options)
         try:
             await {"process": self._process, "manual": self._manual}.get(self._way, self._iterate)(receiver)
         finally:
             self.receiver = None
             async with deadline("closing a receiver", CLOSE):
                 with contextlib.suppress(TimeoutError, EndpointClosed):
-                    await (receiver.detach() if self._way == "durable" else receiver.close())
+                    if self._way == "durable":
+                        await receiver.detach()
+                    else:
+                        await (receiver if place is client else place).close()
 
     async def _iterate(self, receiver: ClientReceiver) -> None:
         left = self._draw.randrange(50, 1000)
@@ -92,6 +98,9 @@ class Taking:
             left -= 1
             if not left:
                 return
+            if left % 100 == 0:  # what is there is still received, and then more
+                async with deadline("drain"):
+                    await receiver.drain()
 
     async def _manual(self, receiver: ClientReceiver) -> None:
         granted = 0

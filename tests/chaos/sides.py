@@ -7,7 +7,16 @@ import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from amqpws_async import AMQPError, AttachError, Client, ClientSender, ClientState, EndpointClosed, OpenError
+from amqpws_async import (
+    AMQPError,
+    AttachError,
+    Client,
+    ClientSender,
+    ClientSession,
+    ClientState,
+    EndpointClosed,
+    OpenError,
+)
 
 from .receivers import Taking
 from .senders import Hang, Stream, deadline
@@ -187,11 +196,13 @@ class Sending(Side):
     async def _lane(self, client: Client, streams: list[Stream]) -> None:
         """Send by one sender, and by the next when that has ended."""
         station = self.station
+        place: Client | ClientSession
         on_unknown: Any = "resend" if station.setup.resend else "raise"
         while True:
             try:
                 async with deadline("attaching a sender"):
-                    sender = await client.sender(station.target, on_unknown=on_unknown)
+                    place = await client.session() if station.setup.sessions else client
+                    sender = await place.sender(station.target, on_unknown=on_unknown)
             except (AttachError, EndpointClosed, OpenError) as error:
                 self._check_ended(client, "sender", error)
                 continue
@@ -205,7 +216,7 @@ class Sending(Side):
             if not ends and sender.stop is None:
                 async with deadline("closing a sender", CLOSE):
                     with contextlib.suppress(TimeoutError, AMQPError):
-                        await sender.close()
+                        await (sender.close() if place is client else place.close())
                 return
             self._check_ended(client, "sender", ends[0] if ends else sender._error())
 

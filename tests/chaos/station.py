@@ -69,6 +69,7 @@ class Setup:
         options: Further options of the clients.
         share: Messages for each fault, relative to the others.
         failover: Whether the second broker's URL is the clients' second.
+        sessions: Whether each sender and receiver has a session of its own.
     """
 
     resend: bool
@@ -79,6 +80,7 @@ class Setup:
     options: Mapping[str, Any] | None = None
     share: float = 1.0
     failover: bool = False
+    sessions: bool = False
 
     @property
     def name(self) -> str:
@@ -91,8 +93,15 @@ SETUPS: Final = (
     Setup(resend=True, styles=("many", "many"), way="iterate", failover=True),
     Setup(resend=True, styles=("transfer", "transfer", "send"), way="process", secure=True),
     Setup(resend=False, styles=("send", "send", "transfer", "transfer"), way="iterate", secure=True, failover=True),
-    Setup(resend=False, styles=("many", "transfer"), way="process", options={"max_connection_age": 3.0}, share=2.0),
-    Setup(resend=True, styles=("send", "hasty", "transfer"), way="manual", final=True),
+    Setup(
+        resend=False,
+        styles=("many", "transfer"),
+        way="process",
+        options={"max_connection_age": 3.0},
+        share=2.0,
+        sessions=True,
+    ),
+    Setup(resend=True, styles=("send", "hasty", "transfer"), way="manual", final=True, sessions=True),
     Setup(resend=False, styles=("transfer", "hasty"), way="process", final=True, options={"max_frame_size": 512}),
     Setup(resend=True, styles=("hasty", "transfer"), way="durable", options={"max_connection_age": 5.0}),
     Setup(resend=False, styles=("hasty", "many"), way="confirm", secure=True, final=True),
