@@ -813,3 +813,28 @@ async def test_cancelled_processing_leaves_tasks() -> None:
             assert running == 0
         await broker.start()
         assert body_of((await soon(receiver.receive())).message) == b"0"
+
+
+async def test_handlers_may_send_while_the_client_closes() -> None:
+    """What a handler has in hand when the client begins to close is finished, replies and settlement included."""
+    async with Broker() as broker:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        async with amqp.Client(broker.url) as client:
+            receiver, replies = await client.receiver("requests"), await client.sender("replies")
+
+            async def answer(delivery: amqp.Delivery) -> None:
+                begun.set()
+                await go_on.wait()
+                await replies.send(amqp.Message(b"done"))
+
+            broker.put("requests", amqp.Message(b"do"))
+            processing = asyncio.create_task(receiver.process(answer))
+            await begun.wait()
+            closing = asyncio.create_task(client.close())
+            while client.state is not amqp.ClientState.CLOSING:
+                await asyncio.sleep(0)
+            go_on.set()
+            await closing
+            assert (await processing).accepted == 1
+        assert [message.body for message in broker.messages("replies")] == [b"done"]
+        assert broker.statistics().queues["requests"].acknowledged == 1

@@ -346,10 +346,11 @@ class Client:
     async def close(self) -> None:
         """Close in order, within `close_timeout`.
 
-        No new message is sent; `process` stops taking and finishes what its handlers have; what nobody took is
-        released; outcomes in flight are waited for, and so are resends while there is time; then every link and
-        connection is closed. What a peer says to that is only logged. Who still waits for an outcome afterwards gets
-        `DeliveryUnknown`. A second call waits for the first. Cancelling drops the network connection at once.
+        Receivers take no more: `process` finishes what its handlers have, who may send for it, for at most half of the
+        time; what nobody took is released. Then no new message is sent; outcomes in flight are waited for, and so are
+        resends while there is time. Then every link and connection is closed. What a peer says to that is only logged.
+        Who still waits for an outcome afterwards gets `DeliveryUnknown`. A second call waits for the first. Cancelling
+        drops the network connection at once.
         """
         task = self._task
         if task is None:  # never opened
@@ -362,11 +363,10 @@ class Client:
         deadline = self._loop.time() + self._places[0].close_timeout
         try:
             async with asyncio.timeout_at(deadline):
-                links = list(self._links)
-                for link in links:
-                    link._quiesce()
-                for link in links:
-                    await link._finish()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at((self._loop.time() + deadline) / 2):
+                        await _finish([link for link in self._links if link.role == "receiver"])
+                await _finish([link for link in self._links if link.role == "sender"])
                 self._over.set()
                 await asyncio.wait([task])
         except TimeoutError:
@@ -387,7 +387,8 @@ class Client:
         if self._stop is not None:
             return
         self._stop, self._final = stop, error
-        for link in list(self._links):
+        links = list(self._links)  # kept until their connections are given up: a link that is dropped before warns
+        for link in links:
             link._fail(stop)
         self._ending = self._connections()
         for connection in self._ending:
@@ -495,3 +496,11 @@ class Client:
         description = f"there is no connection now, after: {error}" if error is not None else "not connected yet"
         stop = StopReason("connection", "transport", description=description, cause=error)
         return ConnectionClosed(stop, self._change.origin)
+
+
+async def _finish(links: list[ClientLink]) -> None:
+    """Finish what is in hand on links, all at the same time."""
+    for link in links:
+        link._quiesce()
+    for link in links:
+        await link._finish()
