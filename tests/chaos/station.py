@@ -20,10 +20,10 @@ from .ledger import ADDRESS, Breach, Fate, Ledger, RecordingNodes
 from .plan import Step, plan
 from .sabotage import Saboteur, one_by_one, until
 from .senders import Hang, Style, deadline
+from .sides import Receiving, Sending, Side
 
 if TYPE_CHECKING:
     from .receivers import Way
-    from .sides import Side
 
 __all__ = ["RULES", "SETUPS", "Setup", "Station"]
 
@@ -361,8 +361,6 @@ class Station:
 
     async def run(self) -> None:
         """Go through all steps, and see to the end that everything arrives."""
-        from .sides import Receiving, Sending
-
         async with contextlib.AsyncExitStack() as stack:
             for broker in self.brokers:
                 await stack.enter_async_context(broker)
