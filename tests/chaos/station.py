@@ -33,6 +33,8 @@ DETOUR: Final = 0.6  # seconds that a connection to the second broker lasts
 
 DETOUR_OPEN: Final = 2.0  # seconds that the second broker takes connections, once clients are sent there
 
+TURNS: Final = 50  # of the loop, for transports that were dropped last to close
+
 SLACK: Final = 40  # messages that may be sent before the first fault
 
 TOKEN_LIFE: Final = 6.0  # seconds; a client rolls over before
@@ -379,6 +381,8 @@ class Station:
             for task in tasks:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     raise error
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         self.ledger.close()
 
     async def _sabotage(self) -> None:
