@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-#: Kinds of steps and how often they are drawn. What begins with "then" is how the fault is provoked, if need be.
+#: Kinds of steps, and how often they are drawn beside each other.
 KINDS: Final[Mapping[str, int]] = {
     # the network
     "refuse": 2,
@@ -77,7 +77,7 @@ class Step:
     Attributes:
         number: Its place in the plan.
         kind: One of `KINDS`, `SECURE` and `FINAL`.
-        values: What exactly.
+        values: What exactly; ``then`` is how clients are made to connect anew, to meet it.
         lead: Seconds that the messages let through with it have before.
         pause: Seconds to wait afterwards.
         recover: Whether to wait until the clients are well again before the next.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from amqpws_async import ErrorCondition, Modified, Outcome, Rejected, Released
-from amqpws_async.testing import FaultProxy, Lane, ProxyConnection, Wire
+from amqpws_async.testing import Lane, ProxyConnection, Wire
 from amqpws_async.testing.faults import (
     CloseConnection,
     CutMessages,
@@ -36,6 +36,8 @@ from .plan import USER, Step
 
 if TYPE_CHECKING:
     from .station import Station
+
+__all__ = ["Saboteur", "one_by_one", "until"]
 
 STRIKE: Final = 4.0  # seconds for a fault to strike; it is forgotten then
 
@@ -287,6 +289,3 @@ async def until(condition: Callable[[], object], seconds: float, step: float = 0
             return False
         await asyncio.sleep(step)
     return True
-
-
-__all__ = ["FaultProxy", "Saboteur", "one_by_one", "until"]

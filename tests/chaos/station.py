@@ -20,10 +20,10 @@ from .ledger import ADDRESS, Breach, Fate, Ledger, RecordingNodes
 from .plan import Step, plan
 from .sabotage import Saboteur, one_by_one, until
 from .senders import Hang, Style, deadline
+from .sides import Receiving, Sending, Side
 
 if TYPE_CHECKING:
     from .receivers import Way
-    from .sides import Side
 
 __all__ = ["RULES", "SETUPS", "Setup", "Station"]
 
@@ -32,6 +32,8 @@ RECOVERY: Final = 30.0  # seconds for the clients to be well again once nothing 
 DETOUR: Final = 0.6  # seconds that a connection to the second broker lasts
 
 DETOUR_OPEN: Final = 2.0  # seconds that the second broker takes connections, once clients are sent there
+
+TURNS: Final = 50  # of the loop, for transports that were dropped last to close
 
 SLACK: Final = 40  # messages that may be sent before the first fault
 
@@ -361,8 +363,6 @@ class Station:
 
     async def run(self) -> None:
         """Go through all steps, and see to the end that everything arrives."""
-        from .sides import Receiving, Sending
-
         async with contextlib.AsyncExitStack() as stack:
             for broker in self.brokers:
                 await stack.enter_async_context(broker)
@@ -381,6 +381,8 @@ class Station:
             for task in tasks:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     raise error
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         self.ledger.close()
 
     async def _sabotage(self) -> None:
