@@ -29,6 +29,7 @@ from ..terminus import Target
 from .backoff import GivenUp, Pace
 from .redirect import redirect_in, redirected
 from .retry import Retry, retry_of, stop_of
+from .states import ClientState
 
 if TYPE_CHECKING:
     from ..connection import Connection
@@ -352,6 +353,11 @@ class ClientLink(Endpoint):
         if self._link is not NO_LINK:
             self._link._changed.wake_all()
         self._changed.wake_all()
+
+    def _error(self) -> EndpointClosed:
+        """A new exception for an operation on a link that ends or has ended: the client's, where that is the one."""
+        client = self._client
+        return client._error() if self._stop is None and client.state is ClientState.CLOSING else super()._error()
 
     async def _wait_attached(self) -> None:
         """Wait for something to change while there is no link to use; raise where it is of no use."""
