@@ -90,7 +90,7 @@ async def a_send_without_credit(options: Options) -> State:
         sending = asyncio.create_task((await client.sender("orders")).send(MESSAGE))
         await turns()
         yield client
-        assert await fates([sending]) == ["LinkClosed"]
+        assert await fates([sending]) == ["ConnectionClosed"]
 
 
 async def handlers_at_work(options: Options) -> State:
