@@ -268,7 +268,7 @@ class ClientLink(Endpoint):
         successor = None
         if not self._exclusive and self._carrier.connection is not None:
             try:
-                successor = await self._attach_on(await self._carrier.usable(), moving=True)
+                successor = await self._attach_on(await self._carrier.usable())
             except AttachError as refused:
                 logger.info("= %s: only one at a time, as it seems: %s", self._where, refused)
         await self._leave(link, deadline)
@@ -299,8 +299,8 @@ class ClientLink(Endpoint):
 
     # --- to be said by each kind ----------------------------------------------------------------
 
-    async def _attach_on(self, connection: Connection, *, moving: bool = False) -> Any:
-        """Attach there; `moving` is while the link in use still is."""
+    async def _attach_on(self, connection: Connection) -> Any:
+        """Attach there; the link in use may still be."""
         raise NotImplementedError
 
     async def _adopt(self, link: Any) -> None:

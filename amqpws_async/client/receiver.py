@@ -197,7 +197,7 @@ class ClientReceiver(ClientLink):
 
     # --- the link ----------------------------------------------------------------------------
 
-    async def _attach_on(self, connection: Connection, *, moving: bool = False) -> Receiver:
+    async def _attach_on(self, connection: Connection) -> Receiver:
         session = await self._session._on(connection)
         source = self._here(self._terminus)
         # Without credit yet: while the client moves, what the old link has comes first.

@@ -235,7 +235,7 @@ class ClientSender(ClientLink):
 
     # --- the link ----------------------------------------------------------------------------
 
-    async def _attach_on(self, connection: Connection, *, moving: bool = False) -> Sender:
+    async def _attach_on(self, connection: Connection) -> Sender:
         session = await self._session._on(connection)
         link = await session._attach_sender(self._here(self._terminus), self._options)
         self._links.append(link)
