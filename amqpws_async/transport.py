@@ -56,6 +56,7 @@ comes: back-pressure on the peer is link credit, never this."""
 
 _JOINED: Final = 16384  # bytes of several frames up to which a copy into one piece costs less than a call for each
 
+_NO_PONG: Final = "keepalive ping timeout"  # what websockets gives as its reason to close
 _MAX_REDIRECTS: Final = 5  # as fetch limits of HTTP clients go (5 to 30), the low end: brokers redirect once
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -186,7 +187,7 @@ class _Stream(ClientConnection):
             text = f"the server sent a WebSocket frame over the limit: {protocol.parser_exc}"
         elif isinstance(protocol.parser_exc, WebSocketException):
             text = f"the server broke the WebSocket protocol: {protocol.parser_exc}"
-        elif protocol.close_sent is not None and protocol.close_sent.reason == "keepalive ping timeout":
+        elif protocol.close_sent is not None and protocol.close_sent.reason == _NO_PONG:
             text = f"no answer to a WebSocket ping within {self.ping_timeout} s"
         elif isinstance(lost, OSError):
             text = f"the TCP connection was lost: {lost}"
@@ -232,6 +233,13 @@ class _Stream(ClientConnection):
             super().data_received(rest)
             return b""
         return rest
+
+    def send_data(self) -> None:
+        super().send_data()
+        sent = self.protocol.close_sent
+        if sent is not None and sent.reason == _NO_PONG:
+            # Who answers no ping answers no close, for which websockets would wait as long as `close_timeout`.
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()

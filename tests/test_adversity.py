@@ -364,7 +364,7 @@ async def test_a_frozen_peer_is_not_noticed_by_the_ping() -> None:
     """A peer that reads nothing more does not answer pings, and is given up after ping_timeout."""
     async with Peer() as peer:
         connection = await amqp.connect(
-            peer.url, idle_timeout=None, ping_interval=0.1, ping_timeout=0.2, close_timeout=0.2
+            peer.url, idle_timeout=None, ping_interval=0.1, ping_timeout=0.2, close_timeout=600.0
         )
         receiver = await connection.receiver("q")
         peer.conversation.socket.transport.pause_reading()

@@ -424,7 +424,7 @@ async def test_a_text_message_is_refused_with_1003() -> None:
 
 async def test_a_missing_pong_ends_the_stream() -> None:
     """A half-open TCP connection is noticed by the ping, whoever else is silent."""
-    error = await ending(silence, ping_interval=0.02, ping_timeout=0.05, close_timeout=0.05)
+    error = await ending(silence, ping_interval=0.02, ping_timeout=0.05, close_timeout=600.0)
     assert isinstance(error, ConnectionClosed)
     assert "ping within 0.05 s" in str(error)
 
