@@ -208,10 +208,19 @@ async def _serving(server: Server, url: str = "", **environment: str) -> AsyncIt
             line = await process.stdout.readline()
             assert line, f"ended before it was up:\n{log.decode()}"
             log += line
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
-            yield http
-        process.send_signal(signal.SIGTERM)
-        rest, _ = await process.communicate()
+        # Read on: a service that logs into a full pipe stands still.
+        reading = asyncio.create_task(process.stdout.read())
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
+                yield http
+        except BaseException:
+            process.kill()
+            raise
+        else:
+            process.send_signal(signal.SIGTERM)
+        finally:
+            rest = await reading
+        await process.wait()
         log += rest
         assert process.returncode in (0, -signal.SIGTERM), log.decode()  # uvicorn raises the signal again at its end
         assert server.stopped in log
