@@ -186,7 +186,12 @@ async def test_the_tests_for_a_service_pass() -> None:
 
 # --- tables ----------------------------------------------------------------------------------------------
 
-OPTIONS = {"`connect()`": amqp.ConnectionOptions, "`receiver()`": amqp.ReceiverOptions}
+OPTIONS = {
+    "`connect()`": amqp.ConnectionOptions,
+    "`receiver()`": amqp.ReceiverOptions,
+    "`Client()`": amqp.ClientOptions,
+    "`Backoff()`": amqp.Backoff,
+}
 
 
 @pytest.mark.parametrize("heading", OPTIONS)
