@@ -129,7 +129,10 @@ class ClientSender(ClientLink):
             LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
-        outcome = await (await self.transfer(message, settled=settled, tag=tag))
+        pending = await self.transfer(message, settled=settled, tag=tag)
+        if not pending.done:
+            pending._sender._runner.hasten()
+        outcome = await pending
         if outcome is None or isinstance(outcome, Accepted):
             return outcome
         raise failed_delivery(outcome, message, destination(self._address, message) or self._where)
