@@ -374,8 +374,8 @@ class Sender(Link):
         super()._on_attached(remote)
 
     def _on_credit(self, credit: int, *, drain: bool) -> None:
-        if self._state is EndpointState.CLOSING:
-            self._link.credit = 0  # no transfer may start
+        if self._state is EndpointState.CLOSING or self._stop is not None:
+            self._link.credit = 0  # no transfer may start: nobody would hear of its outcome
         elif credit > 0 and self._waiting:
             self._waiting.wake(credit)
             if drain:

@@ -486,8 +486,9 @@ async def test_links_sent_elsewhere_share_a_connection_for_as_long_as_they_use_i
 
 async def test_a_link_sent_elsewhere_arrives_with_eager_tasks() -> None:
     """A redirect is followed also where the task for the new connection begins before its maker goes on."""
-    if factory := getattr(asyncio, "eager_task_factory", None):  # Python 3.12 and later
-        asyncio.get_running_loop().set_task_factory(factory)
+    loop, factory = asyncio.get_running_loop(), getattr(asyncio, "eager_task_factory", None)  # Python 3.12 and later
+    if factory is not None and isinstance(loop, asyncio.BaseEventLoop):  # uvloop's is none, and knows no eager tasks
+        loop.set_task_factory(factory)
     options = QUICK | {"redirect_hosts": ("127.0.0.1",)}
     async with Broker() as broker, Broker() as other, amqp.Client(broker.url, **options) as client:
         sender = await client.sender("orders")

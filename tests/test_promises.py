@@ -76,6 +76,18 @@ def encoded(*bodies: bytes) -> list[bytes]:
 # --- sending -------------------------------------------------------------------------
 
 
+async def test_credit_that_comes_with_the_end_starts_no_transfer() -> None:
+    """A flow that is handled after the end of its connection, as one of the same read can be, lets nothing go out."""
+    async with Peer() as peer, connected(peer) as connection:
+        sender = await connection.sender("q")
+        peer.conversation.drop()
+        await soon(connection.wait_closed())
+        sender._on_credit(5, drain=False)
+        assert sender.credit == 0
+        with pytest.raises(amqp.ConnectionClosed):
+            await soon(sender.transfer(MESSAGE))
+
+
 async def test_send_returns_before_the_outcome() -> None:
     """`send` waits until the peer has settled, however long that takes, and returns Accepted."""
     async with Peer() as peer, connected(peer) as connection:

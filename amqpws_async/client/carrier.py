@@ -291,7 +291,8 @@ class Carrier:
                         await connection._changed.wait()
             if connection.stop is not None:
                 return self._lost(connection, opened)
-            due_for_token = self._loop.time() >= token_due
+            # By which of the two is due, as a timer may be a little early by the clock that set it.
+            due_for_token = token_due <= (self._loop.time() if self._asked else age_due)
             successor = await self._second(connection, connection.token if due_for_token else None)
             now = self._loop.time()
             if connection.stop is not None and not isinstance(successor, Connection):
