@@ -24,7 +24,8 @@ The modules, in layer order:
 
 * `errors`: the exception tree, `ErrorCondition`, `StopReason`.
 * `codec`: AMQP types to bytes and back. `outcomes`: how a delivery ends.
-* `sections`, `fields`, `message`: the sections of a message, what stands in them, and the message they make up.
+* `sections`, `fields`, `shapes`, `message`: the sections of a message, what stands in them, what many messages have in
+  common, and the message they make up.
 * `terminus`: sources, targets, settle modes. `urls`, `options`: what can be chosen, every default explained.
 * `auth`: tokens for the upgrade (`auth.oauth2` fetches them), SASL for AMQP.
 * `tunnel`, `masking`, `handshake`, `frames`, `transport`: bytes over a WebSocket, through a proxy if need be, no secret

@@ -36,7 +36,6 @@ from .fields import (
     SecondsField,
     Unread,
     encode_section,
-    encode_sections,
 )
 from .outcomes import ACCEPTED, RELEASED, Accepted, Modified, NoOutcome, Outcome, Received, Rejected, Released
 from .sections import (
@@ -61,9 +60,11 @@ from .sections import (
     read_data,
     read_rare_body,
 )
+from .shapes import encode_shape
 
 __all__ = [
     "ACCEPTED",
+    "DATA8",
     "RELEASED",
     "Accepted",
     "Body",
@@ -81,7 +82,6 @@ __all__ = [
     "Value",
     "check_encoded",
     "lazy",
-    "sole_data",
 ]
 
 
@@ -138,13 +138,14 @@ class Message(Fields):
         self._body = body if type(body) is bytes else as_body(body)
         given: Any = fields
         self._fields = given
-        for name, value in given.items():
-            try:
-                takes = TAKES[name]
-            except KeyError:
-                raise TypeError(f"Message() got an unexpected keyword argument {name!r}") from None
-            if type(value) not in takes:
-                given[name] = FIELDS[name].convert(name, value)
+        if given:
+            for name, value in given.items():
+                try:
+                    takes = TAKES[name]
+                except KeyError:
+                    raise TypeError(f"Message() got an unexpected keyword argument {name!r}") from None
+                if type(value) not in takes:
+                    given[name] = FIELDS[name].convert(name, value)
 
     # header (3.2.1)
     durable = Field[bool, bool | None](HEADER, FLAG, "Whether it must survive a restart of the broker.", False)
@@ -188,8 +189,14 @@ class Message(Fields):
         body = self._body
         if body is Unread:
             raw: Any = self._raw
-            small = sole_data(raw)
-            self._body = body = self._read_body(raw) if small is None else small
+            size = len(raw) - 5
+            if size < 256 and raw[:5] == DATA8[size]:
+                body = raw[5:]  # the whole message is one small data section
+            else:
+                offsets = self._offsets or self._scan(raw)
+                start = offsets[DATA]
+                body = read_data(raw, start) if start and len(offsets) == 9 else read_rare_body(raw, offsets)
+            self._body = body
         return body  # type: ignore[no-any-return]
 
     @body.setter
@@ -216,13 +223,6 @@ class Message(Fields):
         """
         return lazy(raw if type(raw) is bytes else bytes(raw))
 
-    def _read_body(self, raw: bytes) -> Body:
-        offsets = self._offsets or self._scan(raw)
-        start = offsets[DATA]
-        if start and len(offsets) == 9:
-            return read_data(raw, start)
-        return read_rare_body(raw, offsets)
-
     # --- encoding ---
 
     def encode(self) -> bytes:
@@ -243,7 +243,7 @@ class Message(Fields):
             head = b""
             body = encode_body(body)
         fields = self._fields
-        return encode_sections(fields, head, body) if fields else head + body
+        return encode_shape(fields, head, body) if fields else head + body
 
     def _encode_changes(self, raw: bytes) -> bytes:
         """Encode a message that arrived: each section as it came, unless it was changed."""
@@ -311,12 +311,6 @@ class Message(Fields):
 
 
 _new = object.__new__
-
-
-def sole_data(raw: bytes) -> bytes | None:
-    """The body of a message that is one small data section and nothing else; None for every other message."""
-    size = len(raw) - 5
-    return raw[5:] if size < 256 and raw[:5] == DATA8[size] else None
 
 
 def lazy(raw: bytes) -> Message:

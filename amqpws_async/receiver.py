@@ -21,7 +21,7 @@ from .endpoint import EndpointState, Waiters
 from .engine import AttachFields, EngineReceiver, RemoteAttach
 from .errors import ErrorCondition, LocalProtocolError, SettlementLost, StopReason
 from .link import Link
-from .message import ACCEPTED, RELEASED, Message, Modified, Outcome, Received, Rejected, lazy, sole_data
+from .message import ACCEPTED, DATA8, RELEASED, Message, Modified, Outcome, Received, Rejected, lazy
 from .processing import FAILED, Processor
 from .terminus import ReceiverSettleMode, as_target
 
@@ -48,12 +48,12 @@ class Delivery:
 
     __slots__ = ("_message", "_pointer", "_receiver", "_tag", "raw")
 
-    def __init__(self, receiver: Receiver, pointer: Any, raw: bytes, tag: bytes | None) -> None:
-        self.raw = raw
-        self._receiver = receiver
-        self._pointer = pointer  # None once settled
-        self._tag = tag
-        self._message: Message | None = None
+    # Set by who makes one: a call of __init__ would cost as much as all the rest of making it.
+    raw: bytes
+    _receiver: Receiver
+    _pointer: Any  # None once settled
+    _tag: bytes | None
+    _message: Message | None
 
     @property
     def message(self) -> Message:
@@ -67,9 +67,10 @@ class Delivery:
     def body(self) -> Body:
         """The message's body: bytes for one data section, else `Data`, `Sequence`, `Value`, or None."""
         if self._message is None:
-            body = sole_data(self.raw)
-            if body is not None:
-                return body  # for this alone no message is needed
+            raw = self.raw  # a message of one small data section, of which this alone is wanted, need not be made
+            size = len(raw) - 5
+            if size < 256 and raw[:5] == DATA8[size]:
+                return raw[5:]
         return self.message.body
 
     @property
@@ -204,9 +205,6 @@ class Delivery:
     def __repr__(self) -> str:
         state = "settled" if self._pointer is None else "unsettled"
         return f"<Delivery from {self._receiver.address!r} {len(self.raw)} bytes {state}>"
-
-
-_new = object.__new__
 
 
 class _SettledDelivery(Delivery):
@@ -451,13 +449,16 @@ class Receiver(Link):
         if size > self._round_largest:
             self._round_largest = size
         if settled:
-            delivery: Delivery = _SettledDelivery(self, None, raw, self._link.tag(pointer))
+            delivery: Delivery = _SettledDelivery()
+            delivery._pointer = None
+            delivery._tag = self._link.tag(pointer)
         else:
-            delivery = _new(Delivery)  # made without __init__, whose call would cost as much again
-            delivery.raw = raw
-            delivery._receiver = self
+            delivery = Delivery()
             delivery._pointer = pointer
-            delivery._tag = delivery._message = None
+            delivery._tag = None
+        delivery.raw = raw
+        delivery._receiver = self
+        delivery._message = None
         self._queue.append(delivery)
         if self._waiting:
             self._waiting.wake()

@@ -272,7 +272,7 @@ def check_encoded(data: bytes) -> bytes:
 
 DATA8 = tuple(b"\x00\x53\x75\xa0" + octet for octet in BYTE)
 _APPLICATION8 = tuple(b"\x00\x53\x74\xc1" + octet for octet in BYTE)
-_SMALL = {value: b"\x55" + BYTE[value & 255] for value in range(-128, 128)}
+SMALL = {value: b"\x55" + BYTE[value & 255] for value in range(-128, 128)}
 
 #: Encoded symbols and keys, and decoded ones: a program uses few, over and over. Each is emptied when full, so that a
 #: peer that makes up new ones costs time and no memory.
@@ -280,7 +280,7 @@ CACHED = 1024
 encoded_symbols: dict[str, bytes] = {}
 encoded_keys: dict[str, bytes] = {}
 decoded_symbols: dict[bytes, str] = {}
-decoded_keys: dict[bytes, str] = {}
+decoded_keys: dict[bytes, str] = {}  # by constructor, size and text
 
 
 def remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:
@@ -328,9 +328,9 @@ def encode_application_properties(entries: Mapping[Any, Any]) -> bytes:
             size = len(octets)
             put(STR8[size] + octets if size < 256 else encode_str(value))
         elif kind is int:
-            put(_SMALL.get(value) or encode_int(value))
+            put(SMALL.get(value) or encode_int(value))
         else:
-            put(_encode_simple(key, value))
+            put(encode_simple(key, value))
     content = b"".join(parts)
     size = len(content) + 1
     count = 2 * len(entries)
@@ -345,7 +345,8 @@ def _encode_key(key: Any) -> bytes:
     return cast(bytes, remember(encoded_keys, key, encode_str(key)))
 
 
-def _encode_simple(key: str, value: Any) -> bytes:
+def encode_simple(key: str, value: Any) -> bytes:
+    """Encode the value of an application property, which may be of any type that is no compound."""
     octets = encode(value)
     if octets[0] >= 0xC0 or octets[0] == 0x45:
         raise EncodeError(
@@ -413,11 +414,14 @@ def read_application_properties(raw: bytes, start: int) -> dict[str, Any]:
         else:
             position, count, end = read_opening(raw, start)
         for _ in range(count >> 1):
-            if raw[position] == 0xA1:
-                begin = position + 2
-                position = begin + raw[position + 1]
-                octets = raw[begin:position]
-                key = cached(octets) or remember(decoded_keys, octets, octets.decode())
+            after = position + 2 + raw[position + 1]
+            octets = raw[position:after]
+            key = cached(octets)
+            if key is not None:
+                position = after
+            elif raw[position] == 0xA1:
+                position = after
+                key = remember(decoded_keys, octets, octets[2:].decode())
             else:
                 key, position = decode_from(raw, position)
                 if not isinstance(key, str):

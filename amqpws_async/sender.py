@@ -59,20 +59,16 @@ class PendingDelivery:
 
     __slots__ = ("_sender", "_state", "_waiters", "message")
 
+    # Set by who makes one: a call of __init__ would cost as much as all the rest of making it.
     message: Message | bytes
     _sender: Sender
-    _state: Any  # `_Pending`, then an outcome, None once handed over pre-settled, or why the link stopped
+    _state: Any  # `Pending`, then an outcome, None once handed over pre-settled, or why the link stopped
     _waiters: list[asyncio.Future[None]] | None
-
-    def __init__(self, message: Message | bytes) -> None:
-        self.message = message
-        self._state = _Pending
-        self._waiters = None
 
     @property
     def done(self) -> bool:
         """Whether awaiting would not wait."""
-        return self._state is not _Pending
+        return self._state is not Pending
 
     @property
     def link(self) -> EngineSender:
@@ -80,7 +76,7 @@ class PendingDelivery:
         return self._sender._link
 
     def __await__(self) -> Generator[Any, None, Outcome | None]:
-        while self._state is _Pending:
+        while self._state is Pending:
             yield from self._wait().__await__()
         state = self._state
         if type(state) is StopReason:
@@ -124,10 +120,9 @@ class PendingDelivery:
 
     def __repr__(self) -> str:
         state = self._state
+        text = "pending" if state is Pending else repr(state)
         if isinstance(state, StopReason):
             text = f"in doubt, {state}"
-        else:
-            text = "pending" if state is _Pending else repr(state)
         return f"<PendingDelivery to {self._sender.address!r} {text}>"
 
 
@@ -143,11 +138,8 @@ class _TaggedDelivery(PendingDelivery):
         super()._on_outcome(outcome)
 
 
-class _Pending:
+class Pending:
     """Stands, as a class, for the outcome that has not come."""
-
-
-_new = object.__new__
 
 
 class Sender(Link):
@@ -218,7 +210,7 @@ class Sender(Link):
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
         pending = await self.transfer(message, settled=settled, tag=tag)
-        if pending._state is _Pending:
+        if pending._state is Pending:
             future = self._loop.create_future()  # as in its `_wait`, but nobody else knows it
             pending._waiters = [future]
             self._runner.hasten()
@@ -264,11 +256,10 @@ class Sender(Link):
         link, runner = self._link, self._runner
         if link.credit <= 0 or runner.unsent >= runner.high_water:
             await self._ready()
-        # Made without __init__, whose call would cost as much again.
-        pending = _new(PendingDelivery) if tag is None else self._tagged(tag)
+        pending = PendingDelivery() if tag is None else self._tagged(tag)
         pending.message = message
         pending._sender = self
-        pending._state = _Pending
+        pending._state = Pending
         pending._waiters = None
         if settled:
             link.transfer(data, None, tag)
@@ -326,7 +317,7 @@ class Sender(Link):
 
     def _tagged(self, tag: bytes) -> _TaggedDelivery:
         self._claim(tag)
-        pending = _new(_TaggedDelivery)
+        pending = _TaggedDelivery()
         pending.tag = tag
         return pending
 
@@ -525,7 +516,7 @@ class SendMany:
         if not window:
             raise StopAsyncIteration
         pending = window[0]
-        while pending._state is _Pending:
+        while pending._state is Pending:
             await pending._wait()
         window.popleft()
         state = pending._state

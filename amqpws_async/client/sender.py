@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from ..endpoint import EndpointState
 from ..errors import EndpointClosed, MessageTooLarge, StopReason
 from ..message import Accepted, Message, MessageId
-from ..sender import PendingDelivery, Sender, SendMany, destination, encoded, failed_delivery
+from ..sender import Pending, PendingDelivery, Sender, SendMany, destination, encoded, failed_delivery
 from .link import ClientLink
 
 if TYPE_CHECKING:
@@ -202,7 +202,10 @@ class ClientSender(ClientLink):
             if self._detects_duplicates:
                 sent.application_properties = {DUPLICATE_ID: str(identity)} | dict(sent.application_properties or {})
         self._number += 1
-        resent = ResentDelivery(message)
+        resent = ResentDelivery()
+        resent.message = message
+        resent._state = Pending
+        resent._waiters = None
         resent.message_id = identity
         resent._data = sent.encode()
         resent._home = self

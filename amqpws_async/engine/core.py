@@ -24,11 +24,11 @@ REQUIRED: Final = (
     "pn_collector_peek pn_collector_pop pn_data_encoded_size pn_decref pn_delivery pn_delivery_aborted "
     "pn_delivery_link pn_delivery_partial pn_delivery_readable pn_delivery_remote_state pn_delivery_settle "
     "pn_delivery_settled pn_delivery_tag pn_delivery_update pn_delivery_updated pn_event_delivery pn_event_link "
-    "pn_event_session pn_event_type pn_incref pn_link_advance pn_link_credit pn_link_drain pn_link_drained "
-    "pn_link_draining pn_link_flow pn_link_get_drain pn_link_is_sender pn_link_recv pn_link_send pn_link_session "
-    "pn_link_state pn_link_unsettled pn_session_outgoing_bytes pn_session_state pn_transport_capacity "
-    "pn_transport_close_tail pn_transport_closed pn_transport_peek pn_transport_pending pn_transport_pop "
-    "pn_transport_push pn_transport_tick"
+    "pn_event_session pn_event_type pn_incref pn_link_advance pn_link_credit pn_link_current pn_link_drain "
+    "pn_link_drained pn_link_draining pn_link_flow pn_link_get_drain pn_link_is_sender pn_link_recv pn_link_send "
+    "pn_link_session pn_link_state pn_link_unsettled pn_session_outgoing_bytes pn_session_state "
+    "pn_transport_capacity pn_transport_close_tail pn_transport_closed pn_transport_peek pn_transport_pending "
+    "pn_transport_pop pn_transport_push pn_transport_tick"
 ).split()
 
 EMPTY_FRAME: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"  # specification 2.3.1: a frame with an empty body
@@ -349,7 +349,10 @@ class Engine:
             elif pointer:
                 link = links.get(event_link(event))
                 if link is not None:
-                    link._on_delivery(pointer)
+                    following = link._on_delivery(pointer)
+                    if following is not None:
+                        event = following
+                        continue
             elif (kind := event_type(event)) == flow_type:
                 link = links.get(event_link(event))
                 if link is not None:

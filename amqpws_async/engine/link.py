@@ -171,11 +171,13 @@ class EngineSender(_EngineLink):
 
     role = "sender"
 
-    __slots__ = ("_tag", "_tag_number", "_tag_value")
+    __slots__ = ("_number", "_outgoing", "_tag", "_tag_number", "_tag_value")
 
     def __init__(self, session: EngineSession, public: proton.Link, handler: SenderHandler | None = None) -> None:
         super().__init__(session, public, handler)
+        self._outgoing = self.engine._outgoing
         # A counter as tag: a struct made once, whose bytes are counted up.
+        self._number = 0
         octets = ffi.new("char[4]")
         self._tag_number = memoryview(ffi.buffer(octets)).cast("I")
         self._tag = ffi.new("pn_bytes_t*", (4, octets))
@@ -202,8 +204,7 @@ class EngineSender(_EngineLink):
         """
         link = self.pointer
         if tag is None:
-            number = self._tag_number
-            number[0] = (number[0] + 1) & 0xFFFFFFFF
+            self._number = self._tag_number[0] = (self._number + 1) & 0xFFFFFFFF
             pointer = new(link, self._tag_value)
         else:
             pointer = new(link, _bytes_value(tag))
@@ -213,7 +214,7 @@ class EngineSender(_EngineLink):
         if delivery is None:
             lib.pn_delivery_settle(pointer)
         else:
-            self.engine._outgoing[pointer] = delivery
+            self._outgoing[pointer] = delivery
 
     def drained(self) -> None:
         """Answer a drain: give back the credit that is left."""
@@ -230,7 +231,7 @@ class EngineSender(_EngineLink):
         if handler is not None:
             handler._on_credit(credit, drain=drain)
 
-    def _on_delivery(self, pointer: Any) -> None:
+    def _on_delivery(self, pointer: Any) -> Any:
         if lib.pn_delivery_updated(pointer) and lib.pn_link_is_sender(lib.pn_delivery_link(pointer)):
             # A late disposition for a delivery whose outcome nobody waits for any more.
             lib.pn_delivery_settle(pointer)
@@ -338,46 +339,63 @@ class EngineReceiver(_EngineLink):
         receive: Any = lib.pn_link_recv,
         advance: Any = lib.pn_link_advance,
         settled_by_peer: Any = lib.pn_delivery_settled,
-    ) -> None:
+        current: Any = lib.pn_link_current,
+        peek: Any = lib.pn_collector_peek,
+        pop: Any = lib.pn_collector_pop,
+        event_delivery: Any = lib.pn_event_delivery,
+    ) -> Any:
+        """Take a delivery, and those in a row behind it, whose events are popped here.
+
+        Returns:
+            The event behind the row, NULL if there is none; or None to have the one that was dispatched popped.
+        """
         if not readable(pointer):
             self._on_disposition(pointer)
-            return
+            return None
         handler = self._handler()
         if handler is None:
-            return
-        if not self._arriving:
-            self.credit = credit = self.credit - 1
-            if credit < 0:
+            return None
+        link, scratch, view, collector = self.pointer, self._scratch, self._view, self.engine._c
+        while True:
+            if not self._arriving:
+                self.credit = credit = self.credit - 1
+                if credit < 0:
+                    self._refuse(
+                        "amqp:link:transfer-limit-exceeded", "the peer sent more deliveries than it had credit for"
+                    )
+                    return None
+            size = receive(link, scratch, SCRATCH_SIZE)
+            raw = view[:size] if size > 0 else b""
+            unfinished = partial(pointer)
+            if unfinished or size == SCRATCH_SIZE or self._arriving:
+                whole = self._gather(raw, unfinished)
+                if whole is None:
+                    return None
+                raw = whole
+            elif self.max_message_size and size > self.max_message_size:
                 self._refuse(
-                    "amqp:link:transfer-limit-exceeded", "the peer sent more deliveries than it had credit for"
+                    "amqp:link:message-size-exceeded",
+                    f"delivery of {size} bytes, over the max-message-size of {self.max_message_size}",
                 )
-                return
-        link = self.pointer
-        size = receive(link, self._scratch, SCRATCH_SIZE)
-        raw = self._view[:size] if size > 0 else b""
-        unfinished = partial(pointer)
-        if unfinished or size == SCRATCH_SIZE or self._arriving:
-            whole = self._gather(raw, unfinished)
-            if whole is None:
-                return
-            raw = whole
-        elif self.max_message_size and size > self.max_message_size:
-            self._refuse(
-                "amqp:link:message-size-exceeded",
-                f"delivery of {size} bytes, over the max-message-size of {self.max_message_size}",
-            )
-            return
-        settled = settled_by_peer(pointer)
-        if settled and lib.pn_delivery_aborted(pointer):
-            lib.pn_delivery_settle(pointer)
-            handler._on_aborted()
-        else:
-            advance(link)
-            handler._on_delivery(pointer, raw, settled)
-            if settled:
+                return None
+            settled = settled_by_peer(pointer)
+            if settled and lib.pn_delivery_aborted(pointer):
                 lib.pn_delivery_settle(pointer)
-        if self._asked_drain:
-            self._check_drained()
+                handler._on_aborted()
+            else:
+                advance(link)
+                handler._on_delivery(pointer, raw, settled)
+                if settled:
+                    lib.pn_delivery_settle(pointer)
+            if self._asked_drain:
+                self._check_drained()
+            pop(collector)
+            event = peek(collector)
+            if not event:
+                return event
+            pointer = event_delivery(event)
+            if not pointer or self.released or current(link) != pointer:
+                return event
 
     def _gather(self, raw: bytes, unfinished: bool) -> bytes | None:
         """Add to the delivery that is arriving; return it once it is whole."""

@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 from ..job import Job, percentiles
 from ..mark import Stopwatch, memory
 from ..shapes import make
-from .loops import run
+from .loops import paced, run
 
 MESSAGE_SIZE = 32768  # bytes of a WebSocket message, at most
 
@@ -79,18 +79,13 @@ async def _idle(job: Job) -> None:
     watch, before, beat = Stopwatch(), memory(), job.seconds / 5
     async with contextlib.AsyncExitStack() as stack:
         path = f"/beat?seconds={beat}"
-        sockets = [
-            await stack.enter_async_context(_connect(job, path, ping_interval=beat)) for _ in range(job.connections)
-        ]
-        tasks = [asyncio.create_task(_read(socket)) for socket in sockets]
-        await asyncio.sleep(0)
+        tasks: list[asyncio.Task[None]] = []
+        async for _ in paced(job.connections, beat):
+            socket = await stack.enter_async_context(_connect(job, path, ping_interval=beat))
+            tasks += asyncio.create_task(_read(socket)), asyncio.create_task(_beat(socket, 2 * beat))
         each = (memory() - before) / job.connections
         watch.begin()
-        for _ in range(2):
-            await asyncio.sleep(2 * beat)
-            for socket in sockets:
-                await socket.send(bytes(8))
-        await asyncio.sleep(beat)
+        await asyncio.sleep(job.seconds)
         watch.end()
     await asyncio.wait(tasks)
     job.report(watch, memory_each=each)
@@ -102,11 +97,18 @@ async def _read(socket: ClientConnection) -> None:
             pass
 
 
+async def _beat(socket: ClientConnection, seconds: float) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await asyncio.sleep(seconds)
+            await socket.send(bytes(8))
+
+
 async def _idle_proton(job: Job) -> None:
     """Idle connections, each with an engine of proton's that is open; nothing beats but the pings."""
     watch, before, beat, kept = Stopwatch(), memory(), job.seconds / 5, []
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(job.connections):
+        async for _ in paced(job.connections, beat):
             socket = await stack.enter_async_context(
                 _connect(job, "/100b", ping_interval=beat, subprotocols=[Subprotocol("amqp")])
             )

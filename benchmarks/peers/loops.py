@@ -1,12 +1,12 @@
-"""Which event loop a client on asyncio runs on."""
+"""What the clients on asyncio share: which event loop they run on, and at what pace they connect."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-__all__ = ["run"]
+__all__ = ["paced", "run"]
 
 
 def run(main: Coroutine[Any, Any, None], loop: str) -> None:
@@ -18,3 +18,12 @@ def run(main: Coroutine[Any, Any, None], loop: str) -> None:
             runner.run(main)
     else:
         asyncio.run(main)
+
+
+async def paced(count: int, seconds: float) -> AsyncIterator[int]:
+    """Count, spread evenly over `seconds`: what beats by the time of its beginning does not all beat at once then."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    for number in range(count):
+        await asyncio.sleep(start + number * seconds / count - loop.time())
+        yield number

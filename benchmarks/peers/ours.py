@@ -13,7 +13,7 @@ import amqpws_async as amqp
 from ..job import Job, percentiles
 from ..mark import Stopwatch, memory
 from ..shapes import Shape, make, read
-from .loops import run
+from .loops import paced, run
 
 __all__ = ["one_at_a_time", "receive", "send_from_tasks", "send_many", "transfer"]
 
@@ -166,7 +166,7 @@ async def _idle(job: Job) -> None:
     watch, before = Stopwatch(), memory()
     async with contextlib.AsyncExitStack() as stack:
         beat = job.seconds / 5
-        for _ in range(job.connections):
+        async for _ in paced(job.connections, beat):
             connection = amqp.connect(job.url, ping_interval=beat, idle_timeout=max(2.0, 4 * beat))
             await stack.enter_async_context(connection)
         each = (memory() - before) / job.connections
