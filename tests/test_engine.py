@@ -822,6 +822,77 @@ def test_deliveries_of_two_links_may_interleave_by_frame() -> None:
     assert two.heard[-1][:2] == ("delivery", b"bbBB")
 
 
+KINDS = ("plain", "settled", "two frames", "aborted", "settlement", "flow")
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from(KINDS)), max_size=30))
+@settings(deadline=None)
+def test_deliveries_in_a_row_are_those_that_come_one_by_one(script: list[tuple[int, str]]) -> None:
+    """Whatever comes between them in one read, each delivery is given to its link, once, in order and whole.
+
+    A settlement that is in the same read may be seen earlier, so that is not compared.
+    """
+    frames: list[bytes] = []
+    sent: tuple[list[int], list[int]] = ([], [])  # unsettled, by link
+    number = 0
+    for handle, kind in script:
+        name: dict[str, Any] = {"handle": handle, "delivery_id": number, "tag": bytes((number,))}
+        body = f"{handle}-{number}".encode()
+        if kind == "settlement":
+            frames += [settlement(sent[handle].pop(0))] if sent[handle] else []
+            continue
+        if kind == "flow":
+            frames.append(frame(0x13, b"\x43\x52\xff\x43\x52\xff", 4))
+            continue
+        if kind == "two frames":
+            frames += [transfer(**name, payload=body, more=True), transfer(handle=handle, payload=b"...")]
+        elif kind == "aborted":
+            frames += [transfer(**name, payload=body, more=True), transfer(handle=handle, aborted=True)]
+        else:
+            frames.append(transfer(**name, payload=body, settled=kind == "settled"))
+        if kind in ("plain", "two frames"):
+            sent[handle].append(number)
+        number += 1
+    heard = []
+    for feed in ([b"".join(frames)], frames):
+        pair = Pair()
+        links = [pair.receiver(name=name, credit=50) for name in ("one", "two")]
+        for data in feed:
+            if data:
+                pair.client.engine.receive_data(data)
+        assert "failed" not in pair.client.names()
+        heard.append(
+            [
+                (link.credit, [entry[:2] for entry in recorder.heard if entry[0] != "attached"])
+                for link, recorder in links
+            ]
+        )
+    assert heard[0] == heard[1]
+    assert sum(len(told) for _, told in heard[0]) == number
+
+
+def test_a_link_may_be_detached_in_a_row() -> None:
+    """Its handler detaches at the first of three deliveries, behind which the peer's detach has come already."""
+    pair = Pair()
+    receiver, recorder = pair.receiver(name="one")
+    _, other = pair.receiver(name="two")
+    given_out = recorder._on_delivery
+
+    def detaching(pointer: Any, raw: bytes, settled: bool) -> None:
+        given_out(pointer, raw, settled)
+        receiver.detach()
+
+    recorder._on_delivery = detaching  # type: ignore[method-assign]
+    frames = [transfer(handle=0, delivery_id=number, tag=bytes((number,)), payload=b"x") for number in range(3)]
+    pair.client.engine.receive_data(
+        b"".join(frames) + detach(0) + transfer(handle=1, delivery_id=3, tag=b"3", payload=b"y")
+    )
+    assert receiver.released
+    assert recorder.names()[-1] == "detached"
+    assert other.heard[-1][:2] == ("delivery", b"y")
+    assert "failed" not in pair.client.names()
+
+
 def test_transfer_to_a_sender_is_a_protocol_error() -> None:
     """A peer that sends on a link whose sender we are fails the connection."""
     pair = Pair()
@@ -980,13 +1051,30 @@ def transfer(
     payload: bytes = b"",
     more: bool = False,
     aborted: bool = False,
+    settled: bool = False,
 ) -> bytes:
     """A transfer frame (2.7.5)."""
     fields = b"\x52" + bytes((handle,))
     fields += b"\x40" if delivery_id is None else b"\x52" + bytes((delivery_id,))
     fields += b"\x40" if tag is None else b"\xa0" + bytes((len(tag),)) + tag
-    fields += b"\x43" + b"\x40" + (b"\x41" if more else b"\x42") + b"\x40\x40\x40" + (b"\x41" if aborted else b"\x42")
+    fields += (
+        b"\x43"
+        + (b"\x41" if settled else b"\x40")
+        + (b"\x41" if more else b"\x42")
+        + b"\x40\x40\x40"
+        + (b"\x41" if aborted else b"\x42")
+    )
     return frame(0x14, fields, 10, payload)
+
+
+def settlement(delivery_id: int) -> bytes:
+    """A disposition (2.7.6) by which the sending peer settles a delivery."""
+    return frame(0x15, b"\x42\x52" + bytes((delivery_id,)) + b"\x40\x41", 4)
+
+
+def detach(handle: int) -> bytes:
+    """A detach (2.7.7) that closes the link."""
+    return frame(0x16, b"\x52" + bytes((handle,)) + b"\x41", 2)
 
 
 def sasl_mechanisms(name: bytes) -> bytes:
