@@ -45,11 +45,15 @@ class Splitter:
         self._head = b""  # of a frame that cannot be told yet
         self._retired = protocol.debug  # websockets writes frames to the log, so it has to see them
 
-    def split(self, data: bytes) -> list[bytes | memoryview]:
-        """Return the pieces of payload in `data`, which goes on where the last read ended."""
+    def split(self, data: bytes | memoryview) -> list[bytes | memoryview]:
+        """Return the pieces of payload in `data`, which goes on where the last read ended.
+
+        Args:
+            data: What was read. Of a view, no more than the pieces that are returned is kept.
+        """
         payload: list[bytes | memoryview] = []
         if self._retired:
-            self._pass_on(data)
+            self._pass_on(bytes(data))
             return payload
         if self._head:
             data, self._head = self._head + data, b""
@@ -91,7 +95,7 @@ class Splitter:
             elif first in _CONTROL and length < 126:
                 if end > size:
                     break
-                self._pass_on(data[position:end])
+                self._pass_on(bytes(data[position:end]))
                 position = end
                 if protocol.state is not _OPEN:
                     self._retire(data[position:])
@@ -99,7 +103,7 @@ class Splitter:
             else:
                 self._retire(data[position:])
                 return payload
-        self._head = data[position:]
+        self._head = bytes(data[position:])
         return payload
 
     def _is_fragment(self, first: int, length: int) -> bool:
@@ -115,14 +119,14 @@ class Splitter:
             return False
         return True
 
-    def _retire(self, rest: bytes) -> None:
+    def _retire(self, rest: bytes | memoryview) -> None:
         """Leave this and all that comes to websockets: a close, a text, or something that breaks the protocol."""
         self._retired = True
         if rest:
-            self._pass_on(rest)
+            self._pass_on(bytes(rest))
 
 
-def binary_frame(data: bytes) -> bytes:
+def binary_frame(data: bytes | memoryview) -> bytes:
     """Make the frame of a whole binary message, masked as a client's has to be."""
     size = len(data)
     if size < 126:

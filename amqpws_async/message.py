@@ -9,8 +9,8 @@ above all, which nobody on the way may alter (3.2), stays as it came.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
-from typing import Any, TypedDict, Unpack
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypedDict, Unpack
 
 from .codec.decoding import decode_from, skip
 from .codec.encoding import encode, pack_size
@@ -75,6 +75,7 @@ __all__ = [
     "Modified",
     "NoOutcome",
     "Outcome",
+    "Pieces",
     "Received",
     "Rejected",
     "Released",
@@ -83,6 +84,30 @@ __all__ = [
     "check_encoded",
     "lazy",
 ]
+
+
+_LARGE: Final = 4096  # bytes of a body from which a copy costs more than to write it apart
+
+
+class Pieces:
+    """An encoded message in two pieces, as bytes: the length is that of both.
+
+    Args:
+        front: All that is before the body.
+        body: The body, which is the rest.
+    """
+
+    __slots__ = ("_pieces", "_size")
+
+    def __init__(self, front: bytes, body: bytes) -> None:
+        self._pieces = front, body
+        self._size = len(front) + len(body)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
 
 
 class MessageFields(TypedDict, total=False):
@@ -231,6 +256,11 @@ class Message(Fields):
         Raises:
             EncodeError: A value that AMQP cannot carry, or not in that place.
         """
+        encoded = self._encode()
+        return encoded if isinstance(encoded, bytes) else b"".join(encoded)
+
+    def _encode(self) -> bytes | Pieces:
+        """Encode the message as `encode` does, but do not copy a large body."""
         raw = self._raw
         body = self._body
         if raw is not None:
@@ -238,7 +268,12 @@ class Message(Fields):
             return raw if untouched else self._encode_changes(raw)
         if type(body) is bytes:
             size = len(body)
-            head = DATA8[size] if size < 256 else b"\x00\x53\x75\xb0" + pack_size(size)
+            if size < 256:
+                head = DATA8[size]
+            else:
+                head = b"\x00\x53\x75\xb0" + pack_size(size)
+                if size >= _LARGE and "footer" not in self._fields:
+                    return Pieces(encode_shape(self._fields, head, b"") if self._fields else head, body)
         else:
             head = b""
             body = encode_body(body)

@@ -2,7 +2,7 @@
 
 Bytes are fed to the engine when the transport hands them over, and written once in a turn of the event loop, by
 callbacks: a task for each would be woken a turn later, every time. What comes together during a turn, or while the
-socket takes no more, is one batch, so batching needs no timer; it is cut into WebSocket messages of bounded size.
+socket takes no more, is one batch, so batching needs no timer; the transport cuts it into messages.
 Neither direction ever waits for the other, nor for a user: link credit is the only valve inwards, the account of unsent
 bytes the only one outwards. The task waits for the end, and turns whatever happened into one stop reason.
 
@@ -290,8 +290,8 @@ class Runner:
 
     def _write(self, now: float) -> bool:
         """Write what is pending; whether the socket has taken all of it."""
-        engine, write, limit = self.engine, self.transport.write, self.options.max_websocket_message_size
-        while data := engine.data_to_send(limit):
+        engine, write = self.engine, self.transport.write
+        while data := engine.output():
             room = write(data)
             engine.sent(now)
             if not room:

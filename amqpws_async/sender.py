@@ -243,7 +243,7 @@ class Sender(Link):
             LocalProtocolError: `settled` does not go with the link's settle mode, or the tag is in use.
             ValueError: The bytes are no encoded message, or the tag is too long.
         """
-        data = message.encode() if type(message) is Message else encoded(message)
+        data = message._encode() if type(message) is Message else encoded(message)
         size = len(data)
         if size > self._max_size:
             raise MessageTooLarge(size, self._max_size, self._destination(message))

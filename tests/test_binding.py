@@ -487,7 +487,11 @@ async def test_our_frames_are_masked_with_new_keys_and_shortest_lengths(size: in
             await peer.reader.readexactly(size)
         heads.put_nowait(found)
 
-    async with serving(handler) as server, opened(server.url) as transport, asyncio.timeout(10):
+    async with (
+        serving(handler) as server,
+        opened(server.url, max_websocket_message_size=2**17) as transport,
+        asyncio.timeout(10),
+    ):
         for _ in range(5):
             await transport.send(bytes(size))
         found = await heads.get()

@@ -39,12 +39,12 @@ class Wire:
     def start(self, consumer: ByteConsumer) -> None:
         self.consumer = consumer
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         if self.broken is not None:
             raise self.broken
-        self.written.append(data)
+        self.written.append(bytes(data))
         if not self.still:
-            asyncio.get_running_loop().call_soon(self.answer, data)
+            asyncio.get_running_loop().call_soon(self.answer, self.written[-1])
         return self.room
 
     def answer(self, data: bytes) -> None:
@@ -165,7 +165,7 @@ def faulty(*_: object) -> Any:
     raise Fault("a fault")
 
 
-@pytest.mark.parametrize("where", ["receive_data", "data_to_send", "tick"])
+@pytest.mark.parametrize("where", ["receive_data", "output", "tick"])
 async def test_a_fault_becomes_the_stop_reason(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,7 +6,7 @@ One `Engine` owns one ``proton.Connection``, ``Transport`` and ``Collector``. Wh
 
     receive_data(data)      push the peer's bytes; handlers are called from inside
     tick(now)               after input, before output; gives the next deadline on the same clock
-    data_to_send(limit)     take bytes until it gives b"", and say so with sent(now)
+    data_to_send(limit)     take bytes until it gives b"", and say so with sent(now); output() does it without a copy
 
 Everything the peer does reaches a *handler* by a direct synchronous call: the connection's, a session's or a link's
 (the three protocols below). Handlers may call any method of the engine; none of them may raise. Those of sessions and

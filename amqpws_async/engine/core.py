@@ -31,6 +31,8 @@ REQUIRED: Final = (
     "pn_transport_pop pn_transport_push pn_transport_tick"
 ).split()
 
+_COPIED: Final = 4096  # bytes up to which a copy costs less than a view
+
 EMPTY_FRAME: Final = b"\x00\x00\x00\x08\x02\x00\x00\x00"  # specification 2.3.1: a frame with an empty body
 
 #: The events that `Engine._on_event` knows, among many that tell nothing new.
@@ -59,11 +61,13 @@ class _Scratch(threading.local):
     Attributes:
         memory: It.
         view: A slice of this is bytes, at half the cost of ``ffi.unpack``.
+        window: A slice of this is a view, and no copy.
     """
 
     def __init__(self) -> None:
         self.memory = ffi.new("char[]", SCRATCH_SIZE)
         self.view = ffi.buffer(self.memory)
+        self.window = memoryview(self.view)
 
 
 _scratch = _Scratch()
@@ -135,7 +139,7 @@ class Engine:
         self._final: list[Any] = []  # those it has, until the events about them are gone
         self._links: dict[Any, EngineSender | EngineReceiver] = {}
         self._outgoing: dict[Any, OutgoingDelivery] = {}
-        self._scratch, self._view = _scratch.memory, _scratch.view
+        self._scratch, self._view, self._window = _scratch.memory, _scratch.view, _scratch.window
         self._remote: RemoteOpen | None = None
         self._failed = False
         self._close_sent = False
@@ -182,6 +186,14 @@ class Engine:
 
     def data_to_send(self, limit: int) -> bytes:
         """Take pending output, at most `limit` bytes and at most 64 KiB; ``b""`` when there is none."""
+        return bytes(self.output(limit))
+
+    def output(self, limit: int = SCRATCH_SIZE) -> bytes | memoryview:
+        """Take pending output as `data_to_send` does, and where that saves time without a copy.
+
+        Returns:
+            Bytes, or a view of memory that is written to again by whatever an engine of this thread does next.
+        """
         transport = self._t
         pending = lib.pn_transport_pending(transport)
         if pending <= 0:
@@ -194,7 +206,7 @@ class Engine:
         size = lib.pn_transport_peek(transport, self._scratch, min(pending, limit, SCRATCH_SIZE))
         if size <= 0:
             return b""
-        data: bytes = self._view[:size]
+        data: bytes | memoryview = self._view[:size] if size <= _COPIED else self._window[:size]
         lib.pn_transport_pop(transport, size)
         return data
 

@@ -7,7 +7,7 @@ quarter of the call.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import proton
@@ -185,7 +185,7 @@ class EngineSender(_EngineLink):
 
     def transfer(
         self,
-        data: bytes,
+        data: bytes | Iterable[bytes],
         delivery: OutgoingDelivery | None,
         tag: bytes | None = None,
         new: Any = lib.pn_delivery,
@@ -195,7 +195,7 @@ class EngineSender(_EngineLink):
         """Queue one message, within the credit that `credit` shows.
 
         Args:
-            data: The encoded message.
+            data: The encoded message, in one piece or several.
             delivery: Gets the outcome; None for a pre-settled transfer.
             tag: The delivery tag, 1 to 32 bytes, or None for a counter.
             new: Bound, not given; likewise the next two.
@@ -208,7 +208,12 @@ class EngineSender(_EngineLink):
             pointer = new(link, self._tag_value)
         else:
             pointer = new(link, _bytes_value(tag))
-        send(link, data, len(data))
+        if type(data) is bytes:
+            send(link, data, len(data))
+        else:
+            piece: Any
+            for piece in data:
+                send(link, piece, len(piece))
         advance(link)
         self.credit -= 1
         if delivery is None:

@@ -54,8 +54,8 @@ class _Wire:
     def start(self, consumer: ByteConsumer) -> None:
         self._consumer = consumer
 
-    def write(self, data: bytes) -> bool:
-        if answer := self._answer(data):
+    def write(self, data: bytes | memoryview) -> bool:
+        if answer := self._answer(bytes(data)):
             if not self._chunks:
                 self._loop.call_soon(self._hand_over)
             self._chunks.append(answer)

@@ -56,7 +56,7 @@ class Tap:
         self._consumer = consumer
         self._transport.start(self)
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         """Write a message; see `ByteTransport.write`."""
         return self._transport.write(data)
 
