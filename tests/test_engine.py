@@ -573,6 +573,36 @@ def test_transfer_of_many_frames_arrives_whole() -> None:
     assert pending.outcomes == []
 
 
+def test_a_message_may_be_given_in_pieces() -> None:
+    """They are one delivery."""
+    pair = Pair()
+    link, _ = pair.sender()
+    link.transfer((b"\x00Su\xb0\x00\x01\x11\x70", bytes(70_000)), pending := Pending(link))
+    link.transfer(b"\x00Su\xa0\x01x", Pending(link))
+    pair.pump()
+    first, second = pair.server.links[0].heard[-2:]
+    assert first[1] == b"\x00Su\xb0\x00\x01\x11\x70" + bytes(70_000)
+    assert second[1] == b"\x00Su\xa0\x01x"
+    assert pending.outcomes == []
+
+
+def test_output_is_the_same_by_view_and_by_copy() -> None:
+    """Small output is bytes, large output a view that is good until something else is done."""
+    taken = []
+    for take in ("data_to_send", "output"):
+        pair = Pair()
+        link, _ = pair.sender()
+        for size in (10, 5000, 100_000):
+            link.transfer(bytes([size % 251]) * size, Pending(link))
+        whole = b""
+        while data := pair.client.engine.data_to_send(LIMIT) if take == "data_to_send" else pair.client.engine.output():
+            assert isinstance(data, bytes) or (take == "output" and len(data) > 4096)
+            whole += bytes(data)
+        taken.append(whole)
+    assert taken[0] == taken[1]
+    assert len(taken[0]) > 105_010
+
+
 @pytest.mark.parametrize("size", [65536 - 8, 65536, 65537, 3 * 65536, 3 * 65536 - 8])
 def test_sizes_around_the_scratch_buffer(size: int) -> None:
     """Messages of exactly one or several scratch buffers are neither cut nor doubled."""

@@ -197,6 +197,31 @@ async def test_no_byte_is_lost_whenever_the_consumer_comes() -> None:
             assert end is ConnectionClosed
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_connections_read_into_the_same_memory_and_keep_apart(encrypted: bool) -> None:
+    """What each has read before its consumer comes, and of a frame that is not whole yet, is its own."""
+    authority = trustme.CA()
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    authority.configure_trust(client_side)
+    more = {"ssl": server_side} if encrypted else {}
+    async with echo(max_size=None, **more) as url, contextlib.AsyncExitStack() as stack, asyncio.timeout(20):
+        given: dict[str, Any] = {"ssl": client_side} if encrypted else {}
+        transports = [await stack.enter_async_context(opened(url, **given)) for _ in range(3)]
+        sizes = [1, 4095, 4096, 4097, 70_000, 5, 300_000]
+        for size in sizes:
+            for number, transport in enumerate(transports):
+                transport.write(bytes([number + 1]) * size)
+            await turns(3)
+        everybody = [Heard() for _ in transports]
+        for transport, heard in zip(transports, everybody, strict=True):
+            transport.start(heard)
+            await turns(3)
+        for number, heard in enumerate(everybody):
+            await until(lambda heard=heard: sum(map(len, heard.told)) == sum(sizes))  # type: ignore[misc]
+            assert b"".join(heard.told) == bytes([number + 1]) * sum(sizes)  # type: ignore[arg-type]
+
+
 async def test_only_one_consumer() -> None:
     """Two would tear the stream apart, so the second is refused and the first goes on."""
     async with echo() as url, opened(url) as transport:
