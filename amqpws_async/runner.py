@@ -58,6 +58,7 @@ class Runner:
 
     Attributes:
         engine: The engine.
+        alone: Whether there was one delivery under way when there was any to write lately; else `hasten` does nothing.
         unsent: Bytes of messages handed to the engine and not yet to the transport, counted by the senders.
         dirty: Whether a `flush` is to come; `wake` sets it.
         room: Senders waiting for `unsent` to fall.
@@ -98,7 +99,7 @@ class Runner:
         self.closing = False
         self._handed: list[Handed] = []
         self.dirty = False
-        self._alone = True  # whether there was one delivery under way when there was any to write lately
+        self.alone = True
         self._full = False  # whether the socket takes no more; `_on_writable` ends that
         self._ending = False
         self._over: asyncio.Future[None] = self.loop.create_future()
@@ -137,7 +138,7 @@ class Runner:
 
     def hasten(self) -> None:
         """Write at once what is alone under way, and was lately; else wait for company (RFC 896, Nagle's rule)."""
-        if self._alone and self.engine.unsettled == 1:
+        if self.alone and self.engine.unsettled == 1:
             self.flush()
 
     def flush(self) -> None:
@@ -146,7 +147,7 @@ class Runner:
             return
         self.dirty = False
         if under_way := self.engine.unsettled:
-            self._alone = under_way == 1
+            self.alone = under_way == 1
         try:
             now = self.loop.time()
             if self._write(now):

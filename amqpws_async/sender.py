@@ -101,16 +101,14 @@ class PendingDelivery:
             if self._waiters is not None and future in self._waiters:
                 self._waiters.remove(future)
 
-    def _on_outcome(self, outcome: Outcome | StopReason | None) -> None:
+    def _on_outcome(self, outcome: Fate) -> None:
         self._state = outcome
-        if self._waiters is not None:
-            self._wake(self._waiters)
-
-    def _wake(self, waiters: list[asyncio.Future[None]]) -> None:
-        self._waiters = None
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
+        waiters = self._waiters
+        if waiters is not None:
+            self._waiters = None
+            for future in waiters:
+                if not future.done():
+                    future.set_result(None)
 
     def _on_handed(self) -> None:
         self._on_outcome(None)
@@ -133,13 +131,17 @@ class _TaggedDelivery(PendingDelivery):
 
     tag: bytes
 
-    def _on_outcome(self, outcome: Outcome | StopReason | None) -> None:
+    def _on_outcome(self, outcome: Fate) -> None:
         self._sender._tags.discard(self.tag)
         super()._on_outcome(outcome)
 
 
 class Pending:
     """Stands, as a class, for the outcome that has not come."""
+
+
+#: What a delivery is told: its outcome, None once handed over pre-settled, why the link stopped, or to wait on.
+Fate = Outcome | StopReason | type[Pending] | None
 
 
 class Sender(Link):
@@ -213,7 +215,9 @@ class Sender(Link):
         if pending._state is Pending:
             future = self._loop.create_future()  # as in its `_wait`, but nobody else knows it
             pending._waiters = [future]
-            self._runner.hasten()
+            runner = self._runner
+            if runner.alone:
+                runner.hasten()
             await future
         outcome = pending._state
         if outcome is ACCEPTED or outcome is None:

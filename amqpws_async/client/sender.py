@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Final
 from ..endpoint import EndpointState
 from ..errors import EndpointClosed, MessageTooLarge, StopReason
 from ..message import Accepted, Message, MessageId
-from ..sender import Pending, PendingDelivery, Sender, SendMany, destination, encoded, failed_delivery
+from ..sender import Fate, Pending, PendingDelivery, Sender, SendMany, destination, encoded, failed_delivery
 from .link import ClientLink
 
 if TYPE_CHECKING:
     from ..connection import Connection
-    from ..outcomes import Outcome
     from ..terminus import Target
     from .options import ClientSenderOptions
     from .session import ClientSession
@@ -59,7 +58,7 @@ class ResentDelivery(PendingDelivery):
     _settled: bool | None
     _tag: bytes | None
 
-    def _on_outcome(self, outcome: Outcome | StopReason | None) -> None:
+    def _on_outcome(self, outcome: Fate) -> None:
         if self._tag is not None:
             self._sender._tags.discard(self._tag)
         super()._on_outcome(outcome)
@@ -222,8 +221,7 @@ class ClientSender(ClientLink):
             resent._on_outcome(stop)
             return
         self._in_doubt.append(resent)
-        if resent._waiters is not None:
-            resent._wake(resent._waiters)  # they look again, and wait again
+        PendingDelivery._on_outcome(resent, Pending)  # who waits looks again, and waits again
 
     async def _resend(self, link: Sender) -> None:
         """Send again what is in doubt, in its order."""
