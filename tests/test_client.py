@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,17 +47,10 @@ from .clients import (
     until,
 )
 from .peer import PATIENCE
+from .ports import free_port
 
 MESSAGE = amqp.Message(b"one", message_id="id-1")
 UNAUTHORIZED = amqp.ErrorCondition("amqp:unauthorized-access", "the token has expired")
-
-
-def free_port() -> int:
-    """A port where nobody listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def nowhere() -> str:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +19,8 @@ import amqpws_async as amqp
 from amqpws_async import eventmesh
 from amqpws_async.eventmesh import cloudevents
 from amqpws_async.testing import Broker, EventMesh
+
+from .ports import free_port
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {"event_mesh", "hello", "many_tasks", "receive", "send", "settlement"}
@@ -190,17 +191,10 @@ def server(request: pytest.FixtureRequest) -> Server:
     return SERVERS[request.param]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @asynccontextmanager
 async def _serving(server: Server, url: str = "", **environment: str) -> AsyncIterator[httpx.AsyncClient]:
     """Start a service, wait until it says that it is up, stop it by SIGTERM and check that it ended in order."""
-    port = _free_port()
+    port = free_port()
     async with _started(*server.command(port), AMQP_URL=url, **environment) as process:
         assert process.stdout is not None
         log = b""
@@ -297,7 +291,7 @@ async def _broker(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
 
 async def test_a_service_outlives_its_broker() -> None:
     """It starts before the broker, answers while that is killed and restarted, and is ready whenever it is there."""
-    port, service = _free_port(), SERVERS["fastapi_client_service"]
+    port, service = free_port(), SERVERS["fastapi_client_service"]
 
     def status(code: int) -> Callable[[httpx.Response], bool]:
         return lambda answer: answer.status_code == code
@@ -330,8 +324,8 @@ async def test_a_service_outlives_its_broker() -> None:
 
 async def test_a_service_without_a_broker_does_not_start(server: Server) -> None:
     """It ends by itself with an exit code that is not 0, and its log says what could not be reached."""
-    port = _free_port()
-    async with _started(*server.command(_free_port()), AMQP_URL=f"ws://127.0.0.1:{port}") as process:
+    port = free_port()
+    async with _started(*server.command(free_port()), AMQP_URL=f"ws://127.0.0.1:{port}") as process:
         log, _ = await process.communicate()
     assert process.returncode not in (0, None)
     assert f"ws://127.0.0.1:{port}".encode() in log

@@ -26,6 +26,7 @@ from amqpws_async.errors import (
 from amqpws_async.options import ConnectionOptions
 from amqpws_async.transport import MAX_INCOMING_FRAME, open_websocket
 
+from .ports import free_port
 from .websocket_peer import CLOSE, CONT, PING, PONG, TEXT, Asked, Peer, close_frame, frame, serving
 
 CANARY = "canary-5f1d"
@@ -1031,13 +1032,6 @@ async def test_other_tls_failures_are_open_errors(certificates: Certificates) ->
 
 
 # --- the network -----------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def test_nothing_listens() -> None:
