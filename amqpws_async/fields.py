@@ -308,7 +308,12 @@ class SecondsField(Field[float | None, float | None]):
 class MessageIdField(Field[MessageId | None, MessageId | None]):
     """The field that is read most, and the first of its section: read without the others."""
 
-    def _read(self, message: Fields) -> Any:
+    def __get__(self, message: Any, owner: type) -> Any:
+        if message is None:
+            return self
+        value = message._fields.get("message_id", Unread)
+        if value is not Unread:
+            return value
         raw = message._raw
         if raw is not None:
             start = (message._offsets or message._scan(raw))[PROPERTIES]
@@ -320,7 +325,7 @@ class MessageIdField(Field[MessageId | None, MessageId | None]):
                         return value
             except (IndexError, UnicodeDecodeError):
                 pass  # decoding the whole list says what is wrong
-        return super()._read(message)
+        return self._read(message)
 
 
 class MapField(Field[dict[Any, Any], Mapping[Any, Any] | None]):
@@ -330,14 +335,14 @@ class MapField(Field[dict[Any, Any], Mapping[Any, Any] | None]):
         super().__init__(section, _MAP, doc)
         self.read_section = read_application_properties if section == APPLICATION else read_annotations
 
-    def _read(self, message: Fields) -> Any:
-        raw = message._raw
-        entries: dict[Any, Any] = {}
-        if raw is not None:
-            start = (message._offsets or message._scan(raw))[self.section]
-            if start:
-                entries = self.read_section(raw, start)
-        message._fields[self.name] = entries
+    def __get__(self, message: Any, owner: type) -> Any:
+        if message is None:
+            return self
+        entries: dict[Any, Any] | None = message._fields.get(self.name)
+        if entries is None:
+            raw = message._raw
+            start = (message._offsets or message._scan(raw))[self.section] if raw is not None else 0
+            message._fields[self.name] = entries = self.read_section(raw, start) if start else {}
         return entries
 
 

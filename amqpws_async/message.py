@@ -57,7 +57,6 @@ from .sections import (
     check_encoded,
     describe,
     encode_body,
-    read_data,
     read_rare_body,
 )
 from .shapes import encode_shape
@@ -220,7 +219,10 @@ class Message(Fields):
             else:
                 offsets = self._offsets or self._scan(raw)
                 start = offsets[DATA]
-                body = read_data(raw, start) if start and len(offsets) == 9 else read_rare_body(raw, offsets)
+                if start and len(offsets) == 9 and not offsets[FOOTER]:
+                    body = raw[start + 5 :] if raw[start] == 0xB0 else raw[start + 2 :]  # one data section, the last
+                else:
+                    body = read_rare_body(raw, offsets)
             self._body = body
         return body  # type: ignore[no-any-return]
 

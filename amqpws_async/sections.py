@@ -378,9 +378,9 @@ def read_data(raw: bytes, start: int) -> bytes:
 
 
 def read_rare_body(raw: bytes, offsets: list[int]) -> Body:
-    """Decode any body but one data section."""
+    """Decode a body of any kind; `Message.body` has a short way for one data section that is the last section."""
     if offsets[DATA]:
-        return Data(*[read_data(raw, start) for start in (offsets[DATA], *offsets[9:])])
+        return as_body(Data(*[read_data(raw, start) for start in (offsets[DATA], *offsets[9:])]))
     guard = Guard()
     if offsets[SEQUENCE]:
         return Sequence(*[decode_from(raw, start, guard)[0] for start in (offsets[SEQUENCE], *offsets[9:])])
