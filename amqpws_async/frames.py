@@ -24,6 +24,7 @@ __all__ = ["Splitter", "binary_frame"]
 _CONTINUATION, _BINARY, _FINAL = 0x00, 0x02, 0x80
 _WHOLE: Final = _FINAL | _BINARY
 _CONTROL: Final = frozenset({0x88, 0x89, 0x8A})  # close, ping, pong, as they have to be: final
+_OPCODES: Final = frozenset({0x0, 0x1, 0x2, 0x8, 0x9, 0xA})
 _COPIED: Final = 4096  # bytes up to which a copy costs less than a view
 _OPEN: Final = State.OPEN
 
@@ -86,6 +87,9 @@ class Splitter:
             elif length > 127:
                 first = -1  # masked, as a server's must not be
             if start > size:
+                if first & 0x0F not in _OPCODES:  # known before the length has come
+                    self._retire(data[position:])
+                    return payload
                 break
             end = start + length
             if (limit is None or length <= limit) and (

@@ -107,6 +107,17 @@ def test_it_splits_as_websockets_does(frames: list[bytes], data: st.DataObject) 
     assert (reader.protocol.close_rcvd, reader.protocol.close_sent) == (oracle.close_rcvd, oracle.close_sent)
 
 
+@pytest.mark.parametrize("head", [b"\x03\x7e", b"\x0b\x7f", b"\x87\x01", b"\x82\xfe", b"\x02\xff", b"\x82\x81"])
+def test_two_bytes_that_break_the_protocol_do_so_at_once(head: bytes) -> None:
+    """An opcode that there is not, or a mask: the length that would follow is not waited for."""
+    reader = Reader()
+    reader.read(frame(b"before") + head)
+    payload, _, oracle = as_websockets_has_it(frame(b"before") + head)
+    assert reader.payload == payload == b"before"
+    assert repr(reader.protocol.parser_exc) == repr(oracle.parser_exc)
+    assert reader.protocol.state is oracle.state is State.CLOSING
+
+
 def test_single_bytes() -> None:
     """The finest cut."""
     stream = frame(b"one") + frame(b"t", fin=False) + frame(b"?" * 125, PING) + frame(b"wo", CONT) + frame(b"x" * 70000)
