@@ -287,7 +287,7 @@ def test_the_aims_that_are_missed_are_named() -> None:
     """With what was reached; those that are kept are not among them."""
     runs = [Run(**run) for run in json.loads((ROOT / "benchmarks" / "results.json").read_text())["runs"]]
     missed = [
-        [f"`{aim.workload}`: {aim.contender} / {aim.other}", f"{ratio:.2f}", f"{aim.most:.2f}"]
+        [f"`{aim.workload}`: {aim.contender} / {aim.other}", f"{ratio:.3f}", f"{aim.most:.3f}"]
         for aim, ratio in aimed(runs)
         if ratio > aim.most
     ]
