@@ -2,8 +2,8 @@
 
 Such a set of names is a *shape*. What `fields.encode_sections` finds out name by name, for each message anew, is the
 same for all messages of a shape. So for a shape that has come `WORTHWHILE` times a function is written, as Python
-source, in which the constant bytes are literals and each value is looked at once. It takes a third less time, and gives the
-very same bytes. A value that is not what its place usually has raises `_Unusual`, and the long way takes over.
+source, in which the constant bytes are literals and each value is looked at once. It takes a third less time, and gives
+the very same bytes. A value that is not what its place usually has raises `_Unusual`, and the long way takes over.
 """
 
 from __future__ import annotations
