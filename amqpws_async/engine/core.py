@@ -191,6 +191,9 @@ class Engine:
     def output(self, limit: int = SCRATCH_SIZE) -> bytes | memoryview:
         """Take pending output as `data_to_send` does, and where that saves time without a copy.
 
+        Args:
+            limit: The most bytes to take; above 64 KiB it means no more than that.
+
         Returns:
             Bytes, or a view of memory that is written to again by whatever an engine of this thread does next.
         """
